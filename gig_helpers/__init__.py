@@ -1,0 +1,1 @@
+"""Generalized Integrated Gradients for concepts in image models, one file a step of the method."""

@@ -1,0 +1,99 @@
+"""Every size and seed that a run uses, by name: ``quick``, ``colab`` and ``paper``."""
+
+import os
+from dataclasses import dataclass, replace
+
+CHAIN = ("layer1.2", "layer2.3", "layer3.0", "layer3.2", "layer3.5", "layer4.2")
+"""The six blocks of the paper's Figures 1, 3 and 5, from the pixels up."""
+
+ALL_BLOCKS = tuple(
+    f"layer{stage}.{index}"
+    for stage, count in enumerate((3, 4, 6, 3), start=1)
+    for index in range(count)
+)
+"""The sixteen residual blocks of a ResNet-50 (the paper's Figure 6 and Table 2)."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Sizes of one run; counts unless a unit is named.
+
+    ``expansion`` is the paper's concepts per channel (8, section 4). A picture set too small for
+    that many clusters gets ``pfvs // pfvs_per_concept`` of them instead.
+    """
+
+    name: str
+    pictures: str
+    blocks: tuple[str, ...]
+    per_image: int
+    batch_size: int
+    evaluation_pictures: int
+    evaluation_steps: int
+    points: int = 16
+    expansion: int = 8
+    pfvs_per_concept: int = 3
+    network: str = "resnet50"
+    weights: str = "auto"
+    seed: int = 0
+
+    def n_concepts(self, channels: int, pfvs: int) -> int:
+        """Number of concepts k of a block with ``channels`` channels and ``pfvs`` sampled PFVs."""
+        return max(2, min(self.expansion * channels, pfvs // self.pfvs_per_concept))
+
+
+_PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile(
+            name="quick",
+            pictures="sample",
+            blocks=CHAIN,
+            per_image=16,
+            batch_size=8,
+            evaluation_pictures=12,
+            evaluation_steps=12,
+            pfvs_per_concept=5,
+        ),
+        Profile(
+            name="colab",
+            pictures="imagenette",
+            blocks=CHAIN,
+            per_image=4,
+            batch_size=32,
+            evaluation_pictures=100,
+            evaluation_steps=50,
+        ),
+        Profile(
+            name="paper",
+            pictures="imagenet-val",
+            blocks=ALL_BLOCKS,
+            per_image=1,
+            batch_size=64,
+            evaluation_pictures=1000,
+            evaluation_steps=100,
+        ),
+    )
+}
+
+
+def get(name: str | None = None) -> Profile:
+    """Return a profile by name.
+
+    Parameters
+    ----------
+    name
+        ``"quick"`` (two CPU cores, minutes), ``"colab"`` (one T4) or ``"paper"`` (the paper's
+        sizes). Without a name, the environment variable ``GIG_PROFILE`` decides, else ``quick``.
+
+    The environment variable ``GIG_IMAGES`` replaces the profile's pictures by a folder.
+
+    Raises
+    ------
+    ValueError
+        If there is no such profile.
+    """
+    name = name or os.environ.get("GIG_PROFILE", "quick")
+    if name not in _PROFILES:
+        raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(_PROFILES)}")
+    profile = _PROFILES[name]
+    return replace(profile, pictures=os.environ.get("GIG_IMAGES") or profile.pictures)
