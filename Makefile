@@ -1,0 +1,41 @@
+# make book · make test · make bench · make lint · make address · make clean
+# Each sets itself up: virtual environment, packages, weights.
+# PYTHON=python3.12 chooses the interpreter (3.10 or newer), PROFILE=quick|colab|paper the sizes.
+PYTHON ?= python3
+PROFILE ?= $(or $(GIG_PROFILE),quick)
+VENV := .venv
+PY := $(VENV)/bin/python
+export GIG_PROFILE := $(PROFILE)
+
+.PHONY: book test bench lint address setup clean
+
+book: setup
+	$(PY) -m bookbuild.pages
+
+test: setup lint
+	$(PY) -m pytest
+
+bench: setup
+	set -e; for script in tests/benchmarks/*.py; do echo "== $$script"; $(PY) $$script; done
+
+lint: $(VENV)/.ready
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+
+# Carries pyproject.toml's repository address and the one set-up cell into every place that shows them.
+address: $(VENV)/.ready
+	$(PY) -m bookbuild.setup_cell
+
+setup: $(VENV)/.ready
+	$(PY) -c "from gig_helpers import network, profiles; p = profiles.get(); network.load_network(p.network, p.weights)"
+
+$(VENV)/.ready: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "Python 3.10 or newer is needed; name one: make PYTHON=python3.12 …"; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check -r requirements.txt -e .
+	touch $@
+
+clean:
+	rm -rf _build book/artifacts

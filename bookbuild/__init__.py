@@ -1,0 +1,22 @@
+"""From notebooks to pages: runs the chapters, builds the book. The method itself is in gig_helpers."""
+
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+BOOK = ROOT / "book"
+BUILD = ROOT / "_build"
+
+
+def pages() -> list[str]:
+    """The pages of _toc.yml in reading order, as paths from the root without an ending."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    parts = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+    return [toc["root"], *parts]
+
+
+def chapters() -> list[Path]:
+    """The notebooks among the pages, in reading order."""
+    notebooks = [ROOT / f"{page}.ipynb" for page in pages()]
+    return [notebook for notebook in notebooks if notebook.exists()]

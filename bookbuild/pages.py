@@ -1,0 +1,122 @@
+"""Builds the pages from the executed chapters: ``python -m bookbuild.pages``.
+
+Jupyter Book reads ``_build/source``: the pages of ``book/``, the executed copies in place of the
+notebooks, a provenance page, and in ``_web`` the JavaScript that would otherwise come from a CDN.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib.metadata import distribution
+from pathlib import Path
+
+from . import BOOK, BUILD, ROOT, chapters
+from .execute import EXECUTED, digest, execute, stamp
+
+SOURCE = BUILD / "source"
+HTML = BUILD / "html"
+STAMP = BUILD / "html.key"
+
+VENDOR = {
+    "sphinx-mathjax-offline": (
+        "sphinx-mathjax-offline/static",
+        ["mathjax/tex-chtml.js"]
+        + [f"mathjax/{part}" for part in ("a11y", "input/tex", "output/chtml", "sre", "ui")],
+    ),
+    "plotly": ("plotly/package_data", ["plotly.min.js"]),
+    "shiny": ("shiny/www/shared/requirejs", ["require.min.js"]),
+    "shinywidgets": ("shinywidgets/static", ["libembed-amd.js"]),
+}
+"""Installed package → a folder in it, and what is taken from there into the book's ``vendor/``."""
+
+
+def build() -> Path:
+    """Build the pages unless they are up to date; return ``index.html``.
+
+    Raises
+    ------
+    subprocess.CalledProcessError
+        If Jupyter Book warns of anything: a broken reference, an unknown output, a page missing.
+    """
+    executed = [execute(chapter) for chapter in chapters()]
+    module = [*(ROOT / "gig_helpers").glob("*.py"), *(ROOT / "bookbuild").glob("*.[pj]*")]
+    config = [ROOT / "_config.yml", ROOT / "_toc.yml", ROOT / "requirements.txt"]
+    wanted = digest([*executed, *module, *config, *_book_files()])
+    index = HTML / "index.html"
+    if index.exists() and STAMP.exists() and STAMP.read_text() == wanted:
+        print("pages: up to date", flush=True)
+        return index
+    # From clean: over an earlier build, -W passes what it failed before.
+    for leftover in (SOURCE, HTML, BUILD / ".doctrees", BUILD / "jupyter_execute"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    STAMP.unlink(missing_ok=True)
+    _stage(executed)
+    _vendor(SOURCE / "_web" / "vendor")
+    jupyter_book = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
+    options = ["--path-output", str(ROOT), "-W", "-n", "--keep-going", "-q"]
+    subprocess.run([*jupyter_book, "build", str(SOURCE), *options], check=True)
+    STAMP.write_text(wanted)
+    return index
+
+
+def _book_files() -> list[Path]:
+    """Everything in ``book/`` that a page may show, but for the notebooks."""
+    kinds = ("*.md", "*.bib", "_static/*", "images/*")
+    return [path for kind in kinds for path in BOOK.glob(kind)]
+
+
+def _stage(executed: list[Path]) -> None:
+    for path in _book_files():
+        copy = SOURCE / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    for path in executed:
+        shutil.copy(path, SOURCE / "book" / path.name)
+    (SOURCE / "book" / "provenance.md").write_text(_provenance(), encoding="utf-8")
+    shutil.copy(ROOT / "_config.yml", SOURCE)
+    shutil.copy(ROOT / "_toc.yml", SOURCE)
+    if (BOOK / "_static").exists():  # Sphinx reads it beside the configuration
+        shutil.move(SOURCE / "book" / "_static", SOURCE / "_static")
+
+
+def _vendor(folder: Path) -> None:
+    for package, (root, parts) in VENDOR.items():
+        for part in parts:
+            source = Path(str(distribution(package).locate_file(f"{root}/{part}")))
+            (folder / part).parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, folder / part)
+            else:
+                shutil.copy(source, folder / part)
+    shutil.copy(ROOT / "bookbuild" / "plotly_figure.js", folder)
+
+
+def _provenance() -> str:
+    """The provenance page: what each chapter printed of what it ran on, and its time."""
+    lines = [
+        "# Provenance",
+        "",
+        "Written by the build: what the chapters of these pages ran on, and for how long.",
+        "",
+        "| Chapter | Seconds | Network, pictures, profile, machine, versions |",
+        "|---|---:|---|",
+    ]
+    for chapter in chapters():
+        notebook = json.loads((EXECUTED / chapter.name).read_text(encoding="utf-8"))
+        code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        printed = [
+            "".join(output["text"])
+            for output in code[0]["outputs"]
+            if output.get("name") == "stdout"
+        ]
+        last = "".join(printed).strip().splitlines()[-1:]
+        lines.append(
+            f"| {{doc}}`{chapter.stem}` | {stamp(chapter)['seconds']:.0f} | {''.join(last)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    page = build()
+    print(f"The book: {page}\nOpen it in a browser; it needs no internet.")
