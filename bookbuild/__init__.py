@@ -1,4 +1,4 @@
-"""From notebooks to pages: runs the chapters, builds the book. The method itself is in gig_helpers."""
+"""From notebooks to pages: runs the chapters, builds the book. The method is in gig_helpers."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ BOOK = ROOT / "book"
 BUILD = ROOT / "_build"
 
 
-def pages() -> list[str]:
+def contents() -> list[str]:
     """The pages of _toc.yml in reading order, as paths from the root without an ending."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     parts = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
@@ -18,5 +18,5 @@ def pages() -> list[str]:
 
 def chapters() -> list[Path]:
     """The notebooks among the pages, in reading order."""
-    notebooks = [ROOT / f"{page}.ipynb" for page in pages()]
+    notebooks = [ROOT / f"{page}.ipynb" for page in contents()]
     return [notebook for notebook in notebooks if notebook.exists()]

@@ -1,7 +1,7 @@
 """The one set-up cell and the repository's address, carried from here into every chapter.
 
-``make address`` (``python -m bookbuild.setup_cell``) replaces the address that _config.yml still has
-by pyproject.toml's in every tracked file, and writes the set-up cell into every chapter.
+``make address`` (``python -m bookbuild.setup_cell``) replaces the address that _config.yml still
+has by pyproject.toml's in every tracked file, and writes the set-up cell into every chapter.
 """
 
 import re
@@ -61,7 +61,11 @@ def carry() -> None:
     """Write the address into every tracked file that shows it, and the cell into every chapter."""
     old, new = carried_address(), address()
     files = subprocess.run(
-        ["git", "grep", "-lzF", old], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "grep", "-lzF", old, "--", ":!pyproject.toml"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     ).stdout
     for name in filter(None, files.split("\0")):
         path = ROOT / name

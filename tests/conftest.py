@@ -1,0 +1,44 @@
+"""What the tests share: the real network, the sample's photographs, the values to agree with."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def network():
+    """The ResNet-50 of the book, with real weights."""
+    from gig_helpers.network import load_network
+
+    return load_network()
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    """The sample's photographs."""
+    from gig_helpers import assets
+
+    return assets.pictures("sample")
+
+
+def _folder(variable: str, what: str) -> Path:
+    given = os.environ.get(variable)
+    if not given:
+        pytest.skip(f"{variable} is not set: it names {what}")
+    return Path(given)
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """Folder with srd_golden.npz, the reference values of SRD."""
+    return _folder("GIG_REFERENCE", "the folder with srd_golden.npz")
+
+
+@pytest.fixture(scope="session")
+def validation() -> Path:
+    """Folder with 1,300 validation pictures, a folder a class."""
+    return _folder("GIG_VALIDATION", "a folder of ImageNet validation pictures, a folder a class")

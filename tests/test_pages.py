@@ -1,0 +1,171 @@
+"""The built book in a browser without internet: every page as a reader sees it."""
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from bs4 import BeautifulSoup
+from playwright.sync_api import Error, sync_playwright
+
+from bookbuild import contents
+from bookbuild.pages import HTML, build
+
+pytestmark = pytest.mark.slow
+
+SCREENS = {"desktop, light": (1280, 900, "light"), "phone, dark": (390, 800, "dark")}
+PAGE_BYTES = 12_000_000
+"""Of one page's own file with its pictures; the scripts in vendor/ are shared by all pages."""
+
+EMPTY = """() => {
+    const all = (selector, bad) => [...document.querySelectorAll(selector)].filter(bad)
+        .map((element) => element.outerHTML.slice(0, 120));
+    const drawn = ".main-svg, .jupyter-widgets, img, svg";
+    return [
+        ...all(".plotly-figure", (e) => !(e.querySelector(".main-svg")?.clientWidth > 50)),
+        ...all("script[type='application/vnd.jupyter.widget-view+json']",
+            (e) => !e.parentElement.querySelector(".jupyter-widgets")),
+        ...all(".math", (e) => !e.querySelector("mjx-container") || e.querySelector("mjx-merror")),
+        ...all("article img", (e) => !e.naturalWidth || !e.alt.trim()),
+        ...all(".cell_output", (e) => !e.innerText.trim() && !e.querySelector(drawn)),
+    ];
+}"""
+"""Every figure, widget, formula, picture and output that shows nothing, or has no alt text."""
+
+
+@pytest.fixture(scope="module")
+def html() -> Path:
+    build()
+    return HTML
+
+
+@pytest.fixture(scope="module")
+def browser():
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    system = next(filter(None, map(shutil.which, names)), None)
+    # A browser run by root, as in a container, starts only without its sandbox.
+    sandbox = [] if os.geteuid() else ["--no-sandbox"]
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=system, args=sandbox)
+        except Error as problem:
+            pytest.skip(
+                "no Chromium: install it (Debian: apt-get install chromium; elsewhere: "
+                f".venv/bin/playwright install chromium): {problem.message.splitlines()[0]}"
+            )
+        yield browser
+        browser.close()
+
+
+def _open(browser, url, screen):
+    """Open a page offline; return it with every request to elsewhere, failed load and error."""
+    width, height, scheme = SCREENS[screen]
+    size = {"width": width, "height": height}
+    context = browser.new_context(viewport=size, color_scheme=scheme, offline=True)
+    page = context.new_page()
+    troubles: list[str] = []
+    page.on("request", lambda request: _local(request.url) or troubles.append(request.url))
+    page.on("requestfailed", lambda request: troubles.append(f"failed: {request.url}"))
+    page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
+    page.on("console", lambda line: line.type == "error" and troubles.append(line.text))
+    page.goto(url, wait_until="load")
+    # Drawing takes a moment; what stays empty is for the assertions to name, not for this wait.
+    with suppress(Error):
+        page.wait_for_function(f"() => !({EMPTY})().length", timeout=20_000)
+    return page, troubles
+
+
+def _local(url: str) -> bool:
+    return urlsplit(url).scheme in {"file", "data", "blob"}
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+@pytest.mark.parametrize("name", contents())
+def test_page_is_whole_without_internet(html, browser, name, screen):
+    page, troubles = _open(browser, (html / f"{name}.html").as_uri(), screen)
+    empty = page.evaluate(EMPTY)
+    page_width = page.evaluate("() => document.documentElement.scrollWidth")
+    page.context.close()
+    assert not troubles
+    assert not empty
+    assert page_width <= SCREENS[screen][0] + 1, "wider than the screen"  # 1 for rounding
+
+
+@pytest.mark.parametrize("name", contents())
+def test_page_can_be_read_by_a_screen_reader(html, browser, name):
+    page, _ = _open(browser, (html / f"{name}.html").as_uri(), "desktop, light")
+    # What stands outside the article is the theme's; the roles in the list of references, Sphinx's.
+    context = {"include": ["article"], "exclude": [".citation-list"]}
+    found = Axe().run(page, context=context).response["violations"]
+    page.context.close()
+    serious = [rule for rule in found if rule["impact"] in {"serious", "critical"}]
+    assert not [(rule["id"], rule["nodes"][0]["html"][:200]) for rule in serious]
+
+
+def test_figures_follow_the_theme(html, browser):
+    for name in contents():
+        if 'class="plotly-figure"' in (html / f"{name}.html").read_text(encoding="utf-8"):
+            break
+    else:
+        pytest.skip("no page has a plotly figure")
+    page, _ = _open(browser, (html / f"{name}.html").as_uri(), "desktop, light")
+    colour = "() => document.querySelector('.plotly-figure')._fullLayout.font.color"
+    light = page.evaluate(colour)
+    page.evaluate("() => { document.documentElement.dataset.theme = 'dark' }")
+    page.wait_for_function(f"(light) => ({colour})() !== light", arg=light, timeout=10_000)
+    page.context.close()
+
+
+def test_internal_links_lead_somewhere(html):
+    broken = []
+    anchors: dict[Path, set[str]] = {}
+
+    def names(path: Path) -> set[str]:
+        if path not in anchors:
+            soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+            anchors[path] = {tag["id"] for tag in soup.find_all(id=True)} | {""}
+        return anchors[path]
+
+    for path in html.glob("**/*.html"):
+        soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+        for link in soup.find_all("a", href=True):
+            url = urlsplit(link["href"])
+            if url.scheme or url.netloc:
+                continue
+            target = (path.parent / unquote(url.path)).resolve() if url.path else path
+            exists = target.is_file()
+            if not exists or (
+                target.suffix == ".html" and unquote(url.fragment) not in names(target)
+            ):
+                broken.append(f"{path.relative_to(html)}: {link['href']}")
+    assert not broken
+
+
+def test_pages_are_light(html):
+    heavy = {}
+    for name in contents():
+        path = html / f"{name}.html"
+        soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+        images = {
+            (path.parent / image["src"]).resolve() for image in soup.find_all("img", src=True)
+        }
+        size = sum(file.stat().st_size for file in {path, *images} if file.is_file())
+        if size > PAGE_BYTES:
+            heavy[name] = size
+    assert not heavy
+
+
+def test_chapters_have_a_colab_button_to_the_one_address(html):
+    from bookbuild import ROOT, chapters
+    from bookbuild.setup_cell import address
+
+    for chapter in chapters():
+        name = chapter.relative_to(ROOT).with_suffix(".html")
+        repository = address().removeprefix("https://github.com/")
+        wanted = (
+            f"https://colab.research.google.com/github/{repository}/blob/main/book/{chapter.name}"
+        )
+        assert wanted in (html / name).read_text(encoding="utf-8")
