@@ -1,0 +1,378 @@
+"""GIG against Captum, finite differences and its own axioms."""
+
+import pytest
+import torch
+from captum.attr import IntegratedGradients, LayerIntegratedGradients
+from torch import nn
+from torchvision.models.resnet import Bottleneck, ResNet
+
+from gig_helpers import gig as module
+from gig_helpers.gig import attribute, class_relevance, gig, localization
+from gig_helpers.network import Network
+from gig_helpers.profiles import CHAIN
+
+PAIRS = [
+    ("layer1.0", "layer1.1"),
+    ("layer1.0", "layer2.0"),
+    ("layer1.1", "layer3.1"),
+    ("layer2.0", "layer2.1"),
+    ("layer2.1", "layer4.0"),
+    ("layer3.1", "layer4.1"),
+    ("layer1.0", "layer4.1"),
+]
+
+
+def small_network(width: int = 8) -> Network:
+    """A random float64 ResNet of eight bottleneck blocks, with BN statistics that are not 0, 1."""
+    torch.manual_seed(0)
+    model = ResNet(Bottleneck, [2, 2, 2, 2], num_classes=7, width_per_group=width).double()
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+            nn.init.normal_(part.bias, 0.0, 0.3)
+            assert part.running_mean is not None and part.running_var is not None
+            nn.init.normal_(part.running_mean, 0.0, 0.3)
+            nn.init.uniform_(part.running_var, 0.5, 1.5)
+    return Network(model, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def net() -> Network:
+    return small_network()
+
+
+def case(net, source, pictures=2, shape=(3, 2), k=11, dtype=torch.float64):
+    """Sparse random codes (N, HW, k) and concepts of one block."""
+    generator = torch.Generator().manual_seed(1)
+    size = (pictures, shape[0] * shape[1], k)
+    codes = torch.randn(size, generator=generator, dtype=dtype)
+    codes = codes * (torch.rand(size, generator=generator) < 0.4)
+    concepts = torch.randn(k, net.channels(source), generator=generator, dtype=dtype)
+    return codes, concepts
+
+
+def directions(net, block, targets=3, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(targets, net.channels(block), generator=generator, dtype=dtype)
+
+
+def on_codes(net, concepts, source, beta, shape, value):
+    """U ↦ T(UV + β), as Captum wants it."""
+
+    def forward(u):
+        x = (u @ concepts + beta).transpose(1, 2).reshape(len(u), -1, *shape)
+        return value(x)
+
+    return forward
+
+
+def concept_value(net, source, target, vectors):
+    unit = vectors / vectors.norm(dim=1, keepdim=True)
+    return lambda x: torch.einsum("bchw,tc->bt", net.between(x, source, target), unit)
+
+
+def relative(ours, theirs):
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+# ----------------------------------------------------------------------------- against Captum
+
+
+@pytest.mark.parametrize("baseline", ["beta", "zero"])
+@pytest.mark.parametrize("source, target", PAIRS)
+def test_concepts_agree_with_captum(net, source, target, baseline):
+    codes, concepts = case(net, source)
+    vectors = directions(net, target)
+    beta = net.bn_shift(source) if baseline == "beta" else torch.zeros(net.channels(source))
+    captum = IntegratedGradients(
+        on_codes(net, concepts, source, beta, (3, 2), concept_value(net, source, target, vectors))
+    )
+    ours, delta = gig(
+        net, codes, concepts, source, target, vectors, baseline=baseline, points=7,
+        positions=True, shape=(3, 2), batch_size=5, return_convergence_delta=True,
+    )  # fmt: skip
+    assert ours.shape == (2, 3, 6, 11) and ours.dtype == torch.float64
+    for t in range(3):
+        theirs, their_delta = captum.attribute(
+            codes, target=t, n_steps=7, method="gausslegendre", return_convergence_delta=True
+        )
+        # Two orders of summation in float64; rounding explains about 1e-14.
+        assert relative(ours[:, t], theirs) < 1e-9
+        torch.testing.assert_close(delta[:, t], their_delta, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("output", ["logit", "probability"])
+@pytest.mark.parametrize("baseline", ["beta", "zero"])
+@pytest.mark.parametrize("source", ["layer1.1", "layer3.0", "layer4.1"])
+def test_classes_agree_with_captum(net, source, baseline, output):
+    codes, concepts = case(net, source)
+    beta = net.bn_shift(source) if baseline == "beta" else torch.zeros(net.channels(source))
+
+    def value(x):
+        logits = net.logits_from(x, source)
+        return logits if output == "logit" else logits.softmax(dim=1)
+
+    captum = IntegratedGradients(on_codes(net, concepts, source, beta, (3, 2), value))
+    ours = class_relevance(
+        net, codes, concepts, source, [6, 0], output=output, baseline=baseline, points=6,
+        positions=True, shape=(3, 2),
+    )  # fmt: skip
+    for t, number in enumerate([6, 0]):
+        theirs = captum.attribute(codes, target=number, n_steps=6, method="gausslegendre")
+        assert relative(ours[:, t], theirs) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "rule", ["riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid"]
+)
+def test_the_other_rules_are_captums(net, rule):
+    codes, concepts = case(net, "layer3.0")
+    value = concept_value(net, "layer3.0", "layer3.1", directions(net, "layer3.1"))
+    beta = net.bn_shift("layer3.0")
+    captum = IntegratedGradients(on_codes(net, concepts, "layer3.0", beta, (3, 2), value))
+    theirs = captum.attribute(codes, target=1, n_steps=5, method=rule).sum(dim=1)
+    ours = gig(
+        net, codes, concepts, "layer3.0", "layer3.1", directions(net, "layer3.1"), method=rule,
+        points=5, shape=(3, 2),
+    )  # fmt: skip
+    assert relative(ours[:, 1], theirs) < 1e-9
+
+
+def test_layer_integrated_gradients_share_out_the_same_positions(net):
+    # LayerIntegratedGradients attributes the channels of X; what a position's channels get
+    # together is what its concepts get together.
+    source, target = "layer2.1", "layer3.1"
+    codes, concepts = case(net, source)
+    vectors = directions(net, target)
+
+    class Decoded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.decode = nn.Linear(*concepts.shape)
+            self.decode.weight.data, self.decode.bias.data = concepts.T, net.bn_shift(source)
+
+        def forward(self, u):
+            x = self.decode(u).transpose(1, 2).reshape(len(u), -1, 3, 2)
+            return concept_value(net, source, target, vectors)(x)
+
+    decoded = Decoded()
+    captum = LayerIntegratedGradients(decoded, decoded.decode)
+    theirs = captum.attribute(codes, target=1, n_steps=6, method="gausslegendre")
+    ours = gig(
+        net, codes, concepts, source, target, vectors, points=6, positions=True, shape=(3, 2)
+    )
+    assert relative(ours[:, 1].sum(dim=2), theirs.sum(dim=2)) < 1e-9
+
+
+# --------------------------------------------------------------------------- brute force, axioms
+
+
+def test_finite_differences_of_equation_4(net):
+    source, target = "layer1.0", "layer2.0"
+    codes, concepts = case(net, source, pictures=1, shape=(2, 2), k=4)
+    vectors = directions(net, target, targets=1)
+    value = concept_value(net, source, target, vectors)
+    forward = on_codes(net, concepts, source, net.bn_shift(source), (2, 2), value)
+    steps = 200
+    alphas = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
+    path = alphas[:, None, None] * codes
+    brute = torch.zeros_like(codes[0])
+    h = 1e-7
+    for p, q in codes[0].nonzero():
+        bump = torch.zeros_like(codes)
+        bump[0, p, q] = h
+        slope = (forward(path + bump) - forward(path - bump)) / (2 * h)
+        brute[p, q] = codes[0, p, q] * slope.mean()
+    options = {"points": steps, "positions": True, "shape": (2, 2)}
+    arguments = (net, codes[0], concepts, source, target, vectors)
+    # At the same points: the error of a difference, 1e-16 / h.
+    assert relative(gig(*arguments, method="riemann_middle", **options)[0], brute) < 1e-6
+    # At others: a ReLU's kink between two points costs up to half their distance of its jump.
+    assert relative(gig(*arguments, **options)[0], brute) < 1e-2
+
+
+def test_positions_add_up_and_pictures_do_not_mix(net):
+    arguments = ("layer2.0", "layer3.1", directions(net, "layer3.1"))
+    codes, concepts = case(net, "layer2.0")
+    kept = gig(net, codes, concepts, *arguments, positions=True, shape=(3, 2), batch_size=3)
+    summed = gig(net, codes, concepts, *arguments, shape=(3, 2))
+    torch.testing.assert_close(kept.sum(dim=2), summed, rtol=1e-10, atol=1e-12)
+    alone = gig(net, codes[1], concepts, *arguments, shape=(3, 2))
+    assert alone.shape == (3, 11)
+    torch.testing.assert_close(alone, summed[1], rtol=1e-10, atol=1e-12)
+
+
+def test_targets_of_each_picture(net):
+    codes, concepts = case(net, "layer3.0")
+    vectors = directions(net, "layer4.0", targets=4)
+    shared = gig(net, codes, concepts, "layer3.0", "layer4.0", vectors, shape=(3, 2))
+    own = torch.stack([vectors[:2], vectors[2:]])
+    each = gig(net, codes, concepts, "layer3.0", "layer4.0", own, shape=(3, 2))
+    torch.testing.assert_close(each, torch.stack([shared[0, :2], shared[1, 2:]]))
+    shared = class_relevance(net, codes, concepts, "layer3.0", [4, 2], shape=(3, 2))
+    each = class_relevance(net, codes, concepts, "layer3.0", [[4], [2]], shape=(3, 2))
+    torch.testing.assert_close(each, torch.stack([shared[0, :1], shared[1, 1:]]))
+
+
+def test_linear_in_the_target_and_blind_to_its_length(net):
+    codes, concepts = case(net, "layer3.0")
+    a, b = directions(net, "layer3.1", targets=2)
+    a, b = a / a.norm(), b / b.norm()
+    total = 2 * a - 3 * b
+    of = gig(
+        net, codes, concepts, "layer3.0", "layer3.1", torch.stack([a, b, total, 9 * total]),
+        shape=(3, 2),
+    )  # fmt: skip
+    torch.testing.assert_close(total.norm() * of[:, 2], 2 * of[:, 0] - 3 * of[:, 1])
+    torch.testing.assert_close(of[:, 3], of[:, 2])
+
+
+def test_a_zero_code_gets_exactly_zero(net):
+    codes, concepts = case(net, "layer3.0")
+    codes[:, :, 4] = 0
+    kept = class_relevance(net, codes, concepts, "layer3.0", [1], positions=True, shape=(3, 2))
+    assert (kept[:, 0][codes == 0] == 0).all()
+    assert (kept[:, 0][codes != 0] != 0).all()
+
+
+def test_no_codes_at_all(net):
+    codes, concepts = case(net, "layer3.0")
+    nothing, delta = class_relevance(
+        net, 0 * codes, concepts, "layer3.0", [1], shape=(3, 2), return_convergence_delta=True
+    )
+    assert (nothing == 0).all() and (delta == 0).all()
+
+
+def test_a_linear_value_needs_no_quadrature(net):
+    # T(X) = Σ ⟨x_p, a⟩: the attribution of q is ⟨v_q, a⟩ Σ_p u_pq whatever the rule.
+    codes, concepts = case(net, "layer3.0")
+    a = directions(net, "layer3.0", targets=1)[0]
+    by_hand = codes.sum(dim=1) * (concepts @ a)
+    for method in ("gausslegendre", "endpoint"):
+        ours = attribute(
+            net, lambda x, rows: torch.einsum("bchw,c->b", x, a)[:, None], codes, concepts,
+            "layer3.0", points=2, method=method, shape=(3, 2),
+        )  # fmt: skip
+        torch.testing.assert_close(ours[:, 0], by_hand)
+
+
+def test_endpoint_is_gradient_times_code(net):
+    codes, concepts = case(net, "layer3.0")
+    value = net.logits_from
+    u = codes.clone().requires_grad_()
+    x = (u @ concepts + net.bn_shift("layer3.0")).transpose(1, 2).reshape(2, -1, 3, 2)
+    value(x, "layer3.0")[:, 5].sum().backward()
+    ours = class_relevance(
+        net, codes, concepts, "layer3.0", [5], method="endpoint", positions=True, shape=(3, 2)
+    )
+    torch.testing.assert_close(ours[:, 0], codes * u.grad)
+
+
+def test_a_tolerance_is_kept(net):
+    codes, concepts = case(net, "layer3.1")
+    arguments = (net, codes, concepts, "layer3.1", [3, 4])
+    options = {"shape": (3, 2), "return_convergence_delta": True}
+    _, coarse = class_relevance(*arguments, points=2, **options)
+    values, delta = class_relevance(*arguments, points=2, tolerance=1e-2, **options)
+    change = values.sum(dim=2) - delta
+    assert (coarse.abs() > 1e-2 * change.abs()).any(), "two points would have done"
+    assert (delta.abs() <= 1e-2 * change.abs()).all()
+
+
+def test_a_tolerance_out_of_reach_warns(net, monkeypatch):
+    monkeypatch.setattr(module, "MAX_POINTS", 4)
+    codes, concepts = case(net, "layer4.1")
+    with pytest.warns(UserWarning, match="tolerance 0.0 was not reached with 4 points"):
+        class_relevance(
+            net, codes, concepts, "layer1.1", [3], points=2, tolerance=0.0, shape=(3, 2)
+        )
+
+
+def test_no_grad_outside_does_not_matter(net):
+    codes, concepts = case(net, "layer3.0")
+    expected = class_relevance(net, codes, concepts, "layer3.0", [1], shape=(3, 2))
+    with torch.no_grad():
+        got = class_relevance(net, codes, concepts, "layer3.0", [1], shape=(3, 2))
+    torch.testing.assert_close(got, expected)
+
+
+def test_localization_is_a_weighted_sum():
+    ierfs = torch.zeros(2, 3, 3)
+    ierfs[0, 0, 0], ierfs[1, 1, 1], ierfs[1, 1, 2] = 1.0, 0.5, 0.5
+    maps = localization(torch.tensor([[2.0, 4.0], [0.0, -1.0]]), ierfs)
+    expected = torch.zeros(2, 3, 3)
+    expected[0, 0, 0], expected[0, 1, 1:], expected[1, 1, 1:] = 2.0, 2.0, -0.5
+    assert torch.equal(maps, expected)
+    with pytest.raises(ValueError, match="do not fit"):
+        localization(torch.ones(3), ierfs)
+
+
+# ------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "change, error, match",
+    [
+        ({"target": "layer2.0"}, ValueError, "layer2.0 must come after source layer3.0"),
+        ({"target": "layer3.0"}, ValueError, "must come after"),
+        ({"target": "layer9.0"}, KeyError, "layer9.0"),
+        ({"source": "layer3.7"}, KeyError, "layer3.7"),
+        ({"codes": torch.ones(2, 6, 10)}, ValueError, "do not fit"),
+        ({"codes": torch.ones(6)}, ValueError, "do not fit"),
+        ({"concepts": torch.ones(11, 5)}, ValueError, "concepts have 5"),
+        ({"codes": torch.full((2, 6, 11), torch.nan)}, ValueError, "codes hold NaN"),
+        ({"concepts": torch.full((11, 64), torch.inf)}, ValueError, "concepts hold NaN or inf"),
+        ({"codes": [[1.0]]}, TypeError, "codes: expected a tensor, got list"),
+        ({"shape": None}, ValueError, "6 positions, not 2×2: give shape="),
+        ({"shape": (2, 2)}, ValueError, "6 positions, not 2×2"),
+        ({"beta": torch.zeros(3)}, ValueError, r"beta has \(3,\)"),
+        ({"target_vectors": torch.ones(3, 5)}, ValueError, "target_vectors have 5 channels"),
+        ({"target_vectors": torch.ones(3, 1, 1024)}, ValueError, "do not fit codes"),
+        ({"target_vectors": torch.zeros(1, 1024)}, ValueError, "zero vector"),
+        ({"target_vectors": torch.full((1, 1024), torch.nan)}, ValueError, "target_vectors hold"),
+        ({"baseline": "mean"}, ValueError, "unknown baseline 'mean'"),
+        ({"method": "simpson"}, ValueError, "unknown method 'simpson'"),
+        ({"points": 1}, ValueError, "points must be 2 or more, not 1"),
+        ({"batch_size": 0}, ValueError, "batch_size must be positive"),
+    ],
+)
+def test_bad_input_is_named(net, change, error, match):
+    codes, concepts = case(net, "layer3.0")
+    arguments = {
+        "codes": codes, "concepts": concepts, "source": "layer3.0", "target": "layer3.1",
+        "target_vectors": directions(net, "layer3.1"), "shape": (3, 2), **change,
+    }  # fmt: skip
+    with pytest.raises(error, match=match):
+        gig(net, **arguments)
+
+
+@pytest.mark.parametrize("classes", [[7], [-1], [0.5], [], [[1], [2], [3]]])
+def test_bad_classes_are_named(net, classes):
+    codes, concepts = case(net, "layer3.0")
+    with pytest.raises(ValueError, match="classes"):
+        class_relevance(net, codes, concepts, "layer3.0", classes, shape=(3, 2))
+    with pytest.raises(ValueError, match="unknown output"):
+        class_relevance(net, codes, concepts, "layer3.0", [1], output="p", shape=(3, 2))
+
+
+# ------------------------------------------------------------------------------ the real network
+
+
+@pytest.mark.parametrize("source, target", list(zip(CHAIN, (*CHAIN[1:], None), strict=True)))
+def test_the_real_network_agrees_with_captum(network, source, target):
+    side = {"1": 56, "2": 28, "3": 14, "4": 7}[source[5]]
+    codes, concepts = case(network, source, 1, (side, side), k=6, dtype=torch.float32)
+    concepts = concepts / concepts.norm(dim=1, keepdim=True)
+    if target is None:
+        value = lambda x: network.logits_from(x, source)[:, [7, 3]]  # noqa: E731
+        ours = class_relevance(network, codes, concepts, source, [7, 3], points=3)
+    else:
+        vectors = directions(network, target, 2, dtype=torch.float32)
+        value = concept_value(network, source, target, vectors)
+        ours = gig(network, codes, concepts, source, target, vectors, points=3)
+    beta = network.bn_shift(source)
+    captum = IntegratedGradients(on_codes(network, concepts, source, beta, (side, side), value))
+    for t in range(2):
+        theirs = captum.attribute(codes, target=t, n_steps=3, method="gausslegendre")
+        # The issue's bound for float32; sums run over up to 3136 positions.
+        assert relative(ours[:, t], theirs.sum(dim=1)) < 1e-4
