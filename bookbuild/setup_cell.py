@@ -58,10 +58,10 @@ def cell() -> str:
 
 
 def carry() -> None:
-    """Write the address into every tracked file that shows it, and the cell into every chapter."""
+    """Write the address into every file that shows it, and the cell into every chapter."""
     old, new = carried_address(), address()
     files = subprocess.run(
-        ["git", "grep", "-lzF", old, "--", ":!pyproject.toml"],
+        ["git", "grep", "-lzF", "--untracked", old, "--", ":!pyproject.toml"],
         cwd=ROOT,
         capture_output=True,
         text=True,
