@@ -22,12 +22,13 @@ if find_spec("google") and find_spec("google.colab") and not find_spec("gig_help
     repository = os.environ.get("GIG_REPOSITORY", "{address}")
     %pip install --quiet "git+{{repository}}"
 
-from gig_helpers import artifacts, assets, profiles
+from gig_helpers import artifacts, assets, plots, profiles
 from gig_helpers.network import load_network
 
 profile = profiles.get()  # "quick"; profiles.get("colab") suits a T4, "paper" needs ImageNet
 network = load_network(profile.network, profile.weights)  # on the GPU where there is one
 pictures = assets.pictures(profile.pictures)
+plots.style()
 print(artifacts.provenance(profile, network, pictures))"""
 
 
