@@ -281,7 +281,7 @@ def test_a_tolerance_is_kept(net):
 
 def test_a_tolerance_out_of_reach_warns(net, monkeypatch):
     monkeypatch.setattr(module, "MAX_POINTS", 4)
-    codes, concepts = case(net, "layer4.1")
+    codes, concepts = case(net, "layer1.1")
     with pytest.warns(UserWarning, match="tolerance 0.0 was not reached with 4 points"):
         class_relevance(
             net, codes, concepts, "layer1.1", [3], points=2, tolerance=0.0, shape=(3, 2)
