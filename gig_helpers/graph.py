@@ -1,0 +1,182 @@
+"""The concept graph: which concepts feed which, from the pixels' side up to a class."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import networkx as nx
+import torch
+from torch import Tensor
+
+from . import artifacts, assets
+from .clustering import Concepts
+from .gig import class_relevance, gig
+from .network import Network
+
+
+def concept_graph(
+    network: Network,
+    codes: Mapping[str, Tensor],
+    concepts: Mapping[str, Concepts],
+    classes: Sequence[int],
+    *,
+    top: int = 5,
+    shared: int = 3,
+    points: int = 16,
+    names: Mapping[str, str] | None = None,
+) -> nx.DiGraph:
+    """Concept graph of one picture, of one class, or of two classes (Figures 1, 3, 6 and 10).
+
+    A block contributes the ``top`` concepts of each class by class relevance (eq. 7), averaged
+    over the pictures of that class. With two classes the ``shared`` concepts, those with the
+    largest smaller one of the two relevances (each divided by its class's maximum), are taken out
+    first and stand in the middle. An edge is GIG (eq. 5) from a concept of one block to a concept
+    of the next, averaged over all pictures; the last block's edges to a class are eq. 7.
+
+    Parameters
+    ----------
+    network
+        The network that the codes come from.
+    codes
+        ``{block: (N, H·W, k)}``: the pictures' codes at each block, blocks in the network's order.
+    concepts
+        ``{block: Concepts}`` of the same blocks.
+    classes
+        The class (N,) that each picture stands for; one or two different ones.
+    top, shared
+        Concepts a class and block, and concepts that two classes share.
+    points
+        Quadrature points of GIG.
+    names
+        The reader's names for concepts, by node: ``{"layer3.5/12": "bird chest"}``.
+
+    Returns
+    -------
+    networkx.DiGraph
+        Nodes ``"layer3.5/12"`` (attributes ``kind="concept"``, ``block``, ``concept``, ``group``:
+        the class's index or ``"shared"``, ``relevance``: one value a class, ``name``) and
+        ``"class/13"`` (``kind="class"``). Edges point from cause to effect and carry ``raw``, the
+        mean GIG, and ``weight``, |raw| divided by the largest |raw| between the two blocks; the
+        sign of ``raw`` tells support from opposition.
+
+    Raises
+    ------
+    ValueError
+        If there are no or more than two classes, fewer than one block, or shapes that do not fit.
+    """
+    targets = sorted(set(classes), key=list(classes).index)
+    blocks = list(codes)
+    if not 1 <= len(targets) <= 2:
+        raise ValueError(f"a graph shows one or two classes, got {len(targets)}: {targets}")
+    if not blocks or blocks != sorted(blocks, key=network.index):
+        raise ValueError(f"codes must hold blocks in the network's order, got {blocks}")
+    for block in blocks:
+        if len(codes[block]) != len(classes):
+            raise ValueError(
+                f"{block}: codes of {len(codes[block])} pictures but {len(classes)} classes"
+            )
+    of_class = [torch.tensor([c == target for c in classes]) for target in targets]
+
+    graph = nx.DiGraph(blocks=blocks, classes=targets, pictures=len(classes), points=points)
+    for label in targets:
+        graph.add_node(
+            f"class/{label}", kind="class", block="class", name=assets.class_names()[label]
+        )
+    chosen: dict[str, Tensor] = {}
+    relevance: dict[str, Tensor] = {}
+    for block in blocks:
+        every = class_relevance(
+            network, codes[block], concepts[block].vectors, block, targets, points=points
+        ).cpu()
+        relevance[block] = torch.stack([every[rows, t].mean(0) for t, rows in enumerate(of_class)])
+        groups = _choose(relevance[block], top, shared)
+        for concept, group in groups.items():
+            node = f"{block}/{concept}"
+            graph.add_node(
+                node,
+                kind="concept",
+                block=block,
+                concept=concept,
+                group=group if isinstance(group, str) else str(targets[group]),
+                relevance=relevance[block][:, concept].tolist(),
+                name=(names or {}).get(node, ""),
+            )
+        chosen[block] = torch.tensor(list(groups))
+
+    for source, target in zip(blocks, blocks[1:], strict=False):
+        values = gig(
+            network,
+            codes[source],
+            concepts[source].vectors,
+            source,
+            target,
+            concepts[target].vectors[chosen[target]],
+            points=points,
+        )
+        _add_edges(graph, source, chosen[source], target, chosen[target], values.cpu().mean(0))
+    last = blocks[-1]
+    _add_edges(graph, last, chosen[last], "class", torch.tensor(targets), relevance[last])
+    return graph
+
+
+def _choose(relevance: Tensor, top: int, shared: int) -> dict[int, int | str]:
+    """Concepts of one block and the group of each: the first class, shared, the second class."""
+    if len(relevance) == 1:
+        return dict.fromkeys(_largest(relevance[0], top), 0)
+    scaled = relevance / relevance.amax(dim=1, keepdim=True).clamp(min=1e-12)
+    common = _largest(scaled.amin(dim=0), shared)
+    rest = scaled.clone()
+    rest[:, common] = -torch.inf
+    # A concept that both classes would take goes to the one it matters more to.
+    own = torch.where(rest == rest.amax(dim=0), rest, -torch.inf)
+    return (
+        dict.fromkeys(_largest(own[0], top), 0)
+        | dict.fromkeys(common, "shared")
+        | dict.fromkeys(_largest(own[1], top), 1)
+    )
+
+
+def _largest(scores: Tensor, count: int) -> list[int]:
+    """Indices of the largest positive scores, at most ``count``."""
+    values, indices = scores.sort(descending=True, stable=True)
+    return indices[values > 0][:count].tolist()
+
+
+def _add_edges(
+    graph: nx.DiGraph, source: str, sources: Tensor, target: str, targets: Tensor, values: Tensor
+) -> None:
+    raw = values[:, sources]
+    scale = float(raw.abs().max()) if raw.numel() else 0.0
+    for t, upper in enumerate(targets.tolist()):
+        for q, lower in enumerate(sources.tolist()):
+            value = float(raw[t, q])
+            graph.add_edge(
+                f"{source}/{lower}",
+                f"{target}/{upper}",
+                raw=value,
+                weight=abs(value) / scale if scale else 0.0,
+            )
+
+
+def save_json(graph: nx.DiGraph, path: Path) -> None:
+    """Write a graph as networkx' node-link JSON, atomically."""
+    artifacts.write_json(path, nx.node_link_data(graph, edges="edges"))
+
+
+def load_json(path: Path) -> nx.DiGraph:
+    """Read what :func:`save_json` wrote."""
+    return nx.node_link_graph(json.loads(path.read_text(encoding="utf-8")), edges="edges")
+
+
+def save_graphml(graph: nx.DiGraph, path: Path) -> None:
+    """Write a graph as GraphML (for Gephi, yEd, Cytoscape), atomically.
+
+    GraphML knows no lists: they are written as JSON strings.
+    """
+    flat = nx.DiGraph(**{key: json.dumps(value) for key, value in graph.graph.items()})
+    for node, data in graph.nodes(data=True):
+        flat.add_node(
+            node, **{k: json.dumps(v) if isinstance(v, list) else v for k, v in data.items()}
+        )
+    flat.add_edges_from(graph.edges(data=True))
+    artifacts.write_atomically(path, lambda temporary: nx.write_graphml(flat, temporary))

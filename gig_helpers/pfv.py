@@ -1,0 +1,379 @@
+"""The PFV dataset: per picture and block some PFVs, sampled by their contribution to the output."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from . import artifacts, srd
+from . import network as network_module
+from .assets import Pictures, UnreadablePicture
+from .network import Network
+from .profiles import Profile
+
+SHARD_BATCHES = 4
+"""Batches a shard: what a killed run can lose."""
+
+
+@dataclass(frozen=True)
+class PFVDataset:
+    """Sampled PFVs of some blocks, on disk as shards; n PFVs a block from N pictures.
+
+    Attributes
+    ----------
+    key
+        Hash of all that the dataset depends on.
+    blocks
+        Names of the blocks.
+    pictures
+        Paths of the N pictures, relative to their folder.
+    labels
+        Their ImageNet class, or None.
+    skipped
+        Pictures that could not be read, with the reason.
+    """
+
+    folder: Path
+    key: str
+    blocks: tuple[str, ...]
+    pictures: tuple[str, ...]
+    labels: tuple[int | None, ...]
+    skipped: dict[str, str]
+
+    def vectors(self, block: str) -> Tensor:
+        """PFVs (n, C), pre-activation."""
+        return self._column(block, "vectors")
+
+    def positions(self, block: str) -> Tensor:
+        """Row and column (n, 2) of each PFV in the block's map."""
+        return self._column(block, "positions")
+
+    def contributions(self, block: str) -> Tensor:
+        """Relevance (n,) of each PFV: its signed share of the predicted class's logit."""
+        return self._column(block, "contributions")
+
+    def picture_ids(self, block: str) -> Tensor:
+        """Index (n,) into ``pictures`` of the picture that each PFV comes from."""
+        return self._column(block, "picture_ids")
+
+    def predictions(self) -> Tensor:
+        """Predicted class (N,) of each picture; −1 for one that could not be read."""
+        found = torch.full((len(self.pictures),), -1)
+        for shard in self._shards():
+            tensors = load_file(shard)
+            found[tensors["pictures"]] = tensors["predictions"]
+        return found
+
+    def _column(self, block: str, column: str) -> Tensor:
+        if block not in self.blocks:
+            raise KeyError(f"no PFVs of {block!r}: this dataset has {', '.join(self.blocks)}")
+        parts = []
+        for shard in self._shards():
+            with safe_open(shard, framework="pt") as file:
+                parts.append(file.get_tensor(f"{block}.{column}"))
+        return torch.cat(parts)
+
+    def _shards(self) -> list[Path]:
+        return sorted(self.folder.glob("shard-*.safetensors"))
+
+
+def sample(network: Network, pictures: Pictures, profile: Profile) -> PFVDataset:
+    """Sample PFVs from every picture (section 3.1, appendix C), or read what an equal run made.
+
+    In each picture and block, ``profile.per_image`` positions are drawn without replacement, with
+    p ∝ max(R, 0), where R is the position's contribution to the logit of the predicted class
+    (:func:`gig_helpers.srd.contributions`). Positions without a positive contribution are drawn,
+    uniformly, only when there are no others left.
+
+    The work is cut into shards of a few batches. A run that was killed goes on at the first shard
+    that is missing, and ends with the same bytes.
+
+    Returns
+    -------
+    PFVDataset
+        n = N · per_image PFVs a block (fewer where a map has fewer positions).
+
+    Raises
+    ------
+    ValueError
+        If no picture can be read.
+    KeyError
+        If a block is unknown.
+    """
+    for block in profile.blocks:
+        network.index(block)
+    depends = {
+        "network": network.fingerprint,
+        "pictures": pictures.fingerprint,
+        "blocks": list(profile.blocks),
+        "per_image": profile.per_image,
+        "batch_size": profile.batch_size,
+        "seed": profile.seed,
+    }
+    key = artifacts.key("pfv", depends, code=(network_module, srd))
+    folder = artifacts.folder() / f"pfv-{key}"
+    size = profile.batch_size * SHARD_BATCHES
+    starts = range(0, len(pictures), size)
+    missing = [start for start in starts if not _shard_path(folder, start, size).exists()]
+    for start in tqdm(missing, desc="sampling PFVs", unit="shard", disable=not missing):
+        indices = range(start, min(start + size, len(pictures)))
+        _write_shard(_shard_path(folder, start, size), network, pictures, indices, profile)
+
+    skipped: dict[str, str] = {}
+    for start in starts:
+        with safe_open(_shard_path(folder, start, size), framework="pt") as file:
+            skipped |= json.loads(file.metadata()["skipped"])
+    if len(skipped) == len(pictures):
+        raise ValueError(f"no picture of {pictures.name} could be read; the first: {skipped}"[:500])
+    artifacts.write_json(
+        folder / "manifest.json",
+        {"depends": depends, "pictures": list(pictures.paths), "skipped": skipped},
+    )
+    if skipped:
+        print(f"skipped {len(skipped)} of {len(pictures)} pictures, listed in .skipped")
+    return PFVDataset(folder, key, profile.blocks, pictures.paths, pictures.labels, skipped)
+
+
+def draw(contributions: Tensor, count: int, seeds: list[int]) -> Tensor:
+    """Draw positions without replacement with p ∝ max(R, 0).
+
+    Parameters
+    ----------
+    contributions
+        R, shape (N, H, W).
+    count
+        Positions a picture; at most H · W of them are returned.
+    seeds
+        One seed a picture, so that a draw depends on its own picture alone.
+
+    Returns
+    -------
+    Tensor
+        Rows and columns, shape (N, count, 2), in the order drawn.
+
+    Raises
+    ------
+    ValueError
+        If a contribution is NaN or infinite.
+    """
+    if not torch.isfinite(contributions).all():
+        raise ValueError("contributions hold NaN or infinite values")
+    flat = contributions.flatten(1).double().cpu()
+    noise = torch.stack(
+        [
+            torch.rand(
+                flat.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(s)
+            )
+            for s in seeds
+        ]
+    )
+    # Efraimidis and Spirakis: the smallest of Exp(1)/p are a weighted draw without replacement.
+    weight = flat.clamp(min=0)
+    arrival = -torch.log1p(-noise) / weight
+    arrival = torch.where(weight > 0, arrival, torch.finfo(torch.float64).max * noise)
+    chosen = arrival.argsort(dim=1, stable=True)[:, :count]
+    width = contributions.shape[2]
+    return torch.stack([chosen // width, chosen % width], dim=2)
+
+
+def _write_shard(
+    path: Path, network: Network, pictures: Pictures, indices: range, profile: Profile
+) -> None:
+    skipped: dict[str, str] = {}
+    columns: dict[str, list[Tensor]] = {}
+    for first in range(indices.start, indices.stop, profile.batch_size):
+        batch = range(first, min(first + profile.batch_size, indices.stop))
+        images, kept = [], []
+        for index in batch:
+            try:
+                images.append(pictures[index])
+                kept.append(index)
+            except UnreadablePicture as error:
+                skipped[pictures.paths[index]] = str(error)
+        part = (
+            _sample_batch(network, torch.stack(images), kept, pictures, profile)
+            if kept
+            else _empty_batch(network, profile)
+        )
+        for name, tensor in part.items():
+            columns.setdefault(name, []).append(tensor)
+    tensors = {name: torch.cat(parts) for name, parts in columns.items()}
+    metadata = {"skipped": json.dumps(skipped, sort_keys=True)}
+    artifacts.write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def _sample_batch(
+    network: Network, images: Tensor, ids: list[int], pictures: Pictures, profile: Profile
+) -> dict[str, Tensor]:
+    images = images.to(network.device)
+    with torch.no_grad():
+        predictions = network.logits(images).argmax(dim=1)
+        preactivations = network.preactivations(images, profile.blocks)
+    relevance = srd.contributions(network, images, profile.blocks, predictions)
+    columns = {"pictures": torch.tensor(ids), "predictions": predictions.cpu()}
+    for block in profile.blocks:
+        seeds = [_seed(profile.seed, block, pictures, i) for i in ids]
+        positions = draw(relevance[block], profile.per_image, seeds)
+        count = positions.shape[1]
+        n = torch.arange(len(ids)).repeat_interleave(count)
+        row, column = positions.flatten(0, 1).unbind(dim=1)
+        columns[f"{block}.vectors"] = preactivations[block].cpu()[n, :, row, column]
+        columns[f"{block}.positions"] = torch.stack([row, column], dim=1)
+        columns[f"{block}.contributions"] = relevance[block].cpu()[n, row, column]
+        columns[f"{block}.picture_ids"] = torch.tensor(ids)[n]
+    return columns
+
+
+def _empty_batch(network: Network, profile: Profile) -> dict[str, Tensor]:
+    whole = torch.zeros(0, dtype=torch.int64)
+    columns = {"pictures": whole, "predictions": whole}
+    for block in profile.blocks:
+        columns[f"{block}.vectors"] = torch.zeros(0, network.channels(block))
+        columns[f"{block}.positions"] = torch.zeros(0, 2, dtype=torch.int64)
+        columns[f"{block}.contributions"] = torch.zeros(0)
+        columns[f"{block}.picture_ids"] = whole
+    return columns
+
+
+def _seed(seed: int, block: str, pictures: Pictures, index: int) -> int:
+    text = json.dumps([seed, block, pictures.paths[index], pictures.boxes[index]])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+def _shard_path(folder: Path, start: int, size: int) -> Path:
+    return folder / f"shard-{start // size:06d}.safetensors"
+
+
+def ierfs(
+    network: Network, pictures: Pictures, dataset: PFVDataset, block: str, indices: Tensor
+) -> Tensor:
+    """iERFs of some PFVs of the dataset, made when asked for; shape (m, H_img, W_img).
+
+    Parameters
+    ----------
+    indices
+        Rows (m,) of ``dataset.vectors(block)``.
+
+    Raises
+    ------
+    ValueError
+        If no PFV is asked for.
+
+    Notes
+    -----
+    Effective receptive fields by the sharing ratio (eq. 10); each sums to 1.
+    """
+    picture_ids = dataset.picture_ids(block)[indices]
+    positions = dataset.positions(block)[indices]
+    unique, inverse = picture_ids.unique(return_inverse=True)
+    found: Tensor | None = None
+    for n, picture in enumerate(unique.tolist()):
+        rows = (inverse == n).nonzero().flatten()
+        images = pictures[picture][None].to(network.device)
+        maps = srd.ierf(network, images, block, positions[rows][None])[0].cpu()
+        if found is None:
+            found = maps.new_zeros(len(indices), *maps.shape[1:])
+        found[rows] = maps
+    if found is None:
+        raise ValueError("no PFV was asked for: indices is empty")
+    return found
+
+
+@dataclass(frozen=True)
+class Example:
+    """One PFV as a reader sees it: the part of the picture around it, its square and its iERF.
+
+    Attributes
+    ----------
+    crop
+        RGB part of the picture, (S, S, 3), uint8.
+    ierf
+        The iERF's same part, (S, S).
+    square
+        Left, top and side, in pixels of the crop, of the square that holds most of the iERF.
+    picture, label
+        Path of the picture, and its ImageNet class or None.
+    """
+
+    crop: np.ndarray
+    ierf: np.ndarray
+    square: tuple[int, int, int]
+    picture: str
+    label: int | None
+
+
+def examples(
+    network: Network, pictures: Pictures, dataset: PFVDataset, block: str, indices: Tensor
+) -> list[Example]:
+    """PFVs of the dataset as crops with square and iERF, as in the paper's Figure 1.
+
+    The square holds 70 % of the iERF's positive mass; the crop has twice its side, for context.
+
+    Parameters
+    ----------
+    indices
+        Rows (m,) of ``dataset.vectors(block)``.
+    """
+    found = []
+    maps = ierfs(network, pictures, dataset, block, indices)
+    for picture, ierf in zip(dataset.picture_ids(block)[indices].tolist(), maps, strict=True):
+        top, left, side = window(ierf)
+        edge = min(2 * side, *ierf.shape)
+        y = min(max(top - (edge - side) // 2, 0), ierf.shape[0] - edge)
+        x = min(max(left - (edge - side) // 2, 0), ierf.shape[1] - edge)
+        part = slice(y, y + edge), slice(x, x + edge)
+        found.append(
+            Example(
+                np.asarray(pictures.image(picture))[part],
+                ierf[part].numpy(),
+                (left - x, top - y, side),
+                dataset.pictures[picture],
+                dataset.labels[picture],
+            )
+        )
+    return found
+
+
+def window(ierf: Tensor, share: float = 0.7) -> tuple[int, int, int]:
+    """Smallest square around an iERF's centre of mass that holds a share of its positive mass.
+
+    Parameters
+    ----------
+    ierf
+        (H_img, W_img)
+    share
+        Fraction of Σ max(iERF, 0).
+
+    Returns
+    -------
+    top, left, side
+        In pixels; the square is shifted, never cut, to stay inside the picture.
+    """
+    mass = ierf.clamp(min=0).double()
+    total = mass.sum()
+    height, width = mass.shape
+    if total <= 0:
+        return 0, 0, min(height, width)
+    rows, columns = torch.arange(height), torch.arange(width)
+    y = float((mass.sum(dim=1) * rows).sum() / total)
+    x = float((mass.sum(dim=0) * columns).sum() / total)
+    integral = torch.nn.functional.pad(mass.cumsum(0).cumsum(1), (1, 0, 1, 0))
+    for side in range(8, min(height, width) + 1, 4):
+        top = round(min(max(y - side / 2, 0), height - side))
+        left = round(min(max(x - side / 2, 0), width - side))
+        inside = (
+            integral[top + side, left + side]
+            - integral[top, left + side]
+            - integral[top + side, left]
+            + integral[top, left]
+        )
+        if inside >= share * total:
+            return top, left, side
+    return 0, 0, min(height, width)

@@ -1,0 +1,362 @@
+"""Figures: matplotlib for the page and the printer, plotly to explore. No computation here."""
+
+import base64
+import html
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import networkx as nx
+import numpy as np
+import plotly.graph_objects as go
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+from torch import Tensor
+
+from . import assets
+from .pfv import Example
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
+
+EDGES = plt.get_cmap("plasma_r")
+"""Edge colours of a graph: yellow (weak) over purple to navy (strong), as in Figure 1."""
+
+GLOW = LinearSegmentedColormap.from_list("glow", ["black", "#a00000", "#ff5030", "#ffe0c0"])
+"""Localisation maps: black to red, as in Figure 1."""
+
+_OPPOSES = "#009E73"
+
+
+def style() -> None:
+    """Set the book's figure style: white ground, Okabe–Ito colours, no box around the axes."""
+    plt.rcParams.update(
+        {
+            "axes.prop_cycle": plt.cycler(color=COLOURS),
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.titlesize": "medium",
+            "figure.dpi": 110,
+            "figure.facecolor": "white",
+            "font.size": 10,
+            "image.cmap": "viridis",
+            "legend.frameon": False,
+            "savefig.bbox": "tight",
+        }
+    )
+
+
+def picture(axes: Axes, image: np.ndarray | Image.Image, title: str = "") -> None:
+    """A picture without axes."""
+    axes.imshow(np.asarray(image))
+    axes.set_title(title)
+    axes.set_axis_off()
+
+
+def heat(axes: Axes, values: Tensor | np.ndarray, title: str = "", signed: bool = False) -> None:
+    """A map (H, W) without axes: black to red, or blue to red around zero if ``signed``."""
+    array = np.asarray(values)
+    # A few pixels carry most of an iERF; the 99.5th percentile keeps the rest visible.
+    limit = float(np.percentile(np.abs(array), 99.5)) or 1.0
+    if signed:
+        axes.imshow(array, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    else:
+        axes.imshow(array, cmap=GLOW, vmin=0, vmax=limit)
+    axes.set_title(title)
+    axes.set_axis_off()
+
+
+def thumbnail(axes: Axes, example: Example, title: str = "") -> None:
+    """A crop with its red square, the iERF tile at its upper right (Figure 1's node)."""
+    edge = example.crop.shape[0]
+    _draw_thumbnail(axes, example, (0, 0), edge)
+    axes.set_xlim(0, 1.5 * edge)
+    axes.set_ylim(0, edge)
+    axes.set_aspect("equal")
+    axes.set_title(title, fontsize="small")
+    axes.set_axis_off()
+
+
+def _draw_thumbnail(
+    axes: Axes, example: Example, corner: tuple[float, float], size: float, order: int = 5
+) -> None:
+    """Draw with the lower left corner at ``corner``; the crop is ``size`` wide, the tile half."""
+    x, y = corner
+    half = size / 2
+    axes.imshow(example.crop, extent=(x, x + size, y, y + size), zorder=order)
+    axes.imshow(
+        _tile(example),
+        extent=(x + size, x + size + half, y + half, y + size),
+        zorder=order,
+    )
+    left, top, side = (size * value / example.crop.shape[0] for value in example.square)
+    axes.add_patch(
+        Rectangle(
+            (x + left, y + size - top - side), side, side, fill=False, ec="red", lw=1, zorder=order
+        )
+    )
+
+
+def _tile(example: Example) -> np.ndarray:
+    """The iERF in viridis, clipped at its 99.5th percentile; RGB, uint8."""
+    limit = max(float(np.percentile(example.ierf, 99.5)), 1e-12)
+    scaled = np.clip(example.ierf / limit, 0, 1)
+    return (255 * plt.get_cmap("viridis")(scaled)[..., :3]).astype(np.uint8)
+
+
+def cards(rows: Sequence[tuple[str, Sequence[Example]]], columns: int = 5) -> Figure:
+    """Concept cards: a title and its nearest examples a row."""
+    figure, grid = plt.subplots(
+        len(rows), columns, figsize=(1.7 * columns, 1.45 * len(rows)), squeeze=False
+    )
+    for axes, (title, found) in zip(grid, rows, strict=True):
+        for place in axes:
+            place.set_axis_off()
+        for place, example in zip(axes, found, strict=False):
+            thumbnail(place, example)
+        axes[0].set_title(title, loc="left", fontsize="small")
+    figure.tight_layout(h_pad=0.4)
+    return figure
+
+
+def curves(
+    axes: Axes, x: Tensor | np.ndarray, values: Tensor | np.ndarray, label: str, colour: str
+) -> None:
+    """Mean (S,) of curves (N, S) over pictures, with a band of ± 1.96 standard errors."""
+    array = np.asarray(values)
+    mean = array.mean(axis=0)
+    error = 1.96 * array.std(axis=0, ddof=1) / math.sqrt(len(array)) if len(array) > 1 else 0 * mean
+    axes.plot(np.asarray(x), mean, label=label, color=colour)
+    axes.fill_between(np.asarray(x), mean - error, mean + error, color=colour, alpha=0.2, lw=0)
+
+
+def _layout(graph: nx.DiGraph) -> dict[str, tuple[float, float]]:
+    """Classes on top, blocks downwards; left, shared and right groups side by side."""
+    classes, blocks = graph.graph["classes"], graph.graph["blocks"]
+    groups = (
+        [str(classes[0])] if len(classes) == 1 else [str(classes[0]), "shared", str(classes[1])]
+    )
+    members = {
+        (block, group): [
+            n for n, d in graph.nodes(data=True) if d["block"] == block and d.get("group") == group
+        ]
+        for block in blocks
+        for group in groups
+    }
+    places: dict[str, tuple[float, float]] = {}
+    start = 0.0
+    for group in groups:
+        width = max(1, max(len(members[block, group]) for block in blocks))
+        for row, block in enumerate(blocks):
+            nodes = members[block, group]
+            # Shared concepts stay centred in their frame, the others fill from the left.
+            offset = (width - len(nodes)) / 2
+            for column, node in enumerate(nodes):
+                places[node] = (start + offset + column, float(row))
+        if group != "shared":
+            places[f"class/{group}"] = (start + (width - 1) / 2, float(len(blocks)))
+        start += width + (0.35 if len(groups) > 1 else 0.0)
+    return places
+
+
+def still_graph(
+    graph: nx.DiGraph,
+    thumbnails: Mapping[str, Example],
+    pictures: Mapping[int, np.ndarray | Image.Image],
+    threshold: float = 0.05,
+) -> Figure:
+    """Concept graph as a still figure, after the paper's Figure 1.
+
+    Parameters
+    ----------
+    thumbnails
+        One example a concept node.
+    pictures
+        One picture a class.
+    threshold
+        Edges with a smaller weight are left out.
+
+    Notes
+    -----
+    Edges: the thicker and darker, the stronger; dashed green ones oppose (negative GIG).
+    """
+    places = _layout(graph)
+    blocks = graph.graph["blocks"]
+    columns = max(x for x, _ in places.values()) + 1
+    figure, axes = plt.subplots(figsize=(max(5.0, 0.95 * columns), 1.25 * (len(blocks) + 1)))
+    size, tall = 0.52, 1.45
+    centre = {node: (x + 0.4, tall * y + 0.3) for node, (x, y) in places.items()}
+
+    edges = sorted(graph.edges(data=True), key=lambda edge: edge[2]["weight"])
+    for oppose in (False, True):
+        drawn = [
+            (a, b, d["weight"])
+            for a, b, d in edges
+            if d["weight"] >= threshold and (d["raw"] < 0) == oppose
+        ]
+        if not drawn:
+            continue
+        weights = np.array([weight for *_, weight in drawn])
+        axes.add_collection(
+            LineCollection(
+                [(centre[a], centre[b]) for a, b, _ in drawn],
+                linewidths=0.4 + 2.8 * weights,
+                colors=[_OPPOSES] * len(drawn) if oppose else EDGES(weights),
+                linestyles="dashed" if oppose else "solid",
+                alpha=0.9,
+                zorder=2,
+            )
+        )
+    for node, (x, y) in places.items():
+        corner = (x + 0.4 - 0.75 * size, tall * y + 0.3 - size / 2)
+        if node in thumbnails:
+            _draw_thumbnail(axes, thumbnails[node], corner, size)
+        else:
+            index = int(node.split("/")[1])
+            box = (x + 0.4 - 0.4, x + 0.4 + 0.4, tall * y - 0.1, tall * y + 0.7)
+            axes.imshow(np.asarray(pictures[index]), extent=box, zorder=5)
+            axes.text(x + 0.4, tall * y + 0.78, graph.nodes[node]["name"], ha="center", va="bottom")
+    for row, block in enumerate(blocks):
+        axes.text(-0.3, tall * row + 0.3, block, ha="right", va="center", fontsize="small")
+    common = [places[n][0] for n, d in graph.nodes(data=True) if d.get("group") == "shared"]
+    if common:
+        left, right = min(common) - 0.12, max(common) + 0.95
+        axes.add_patch(
+            Rectangle(
+                (left, -0.25), right - left, tall * len(blocks) - 0.35, fill=False, lw=2, ec="0.25"
+            )
+        )
+        axes.text((left + right) / 2, tall * len(blocks) - 0.52, "shared concepts", ha="center")
+    axes.set_xlim(-1.0, columns + 0.1)
+    axes.set_ylim(-0.35, tall * len(blocks) + 1.1)
+    axes.set_aspect("equal")
+    axes.set_axis_off()
+    bar = figure.colorbar(
+        plt.cm.ScalarMappable(Normalize(0, 1), EDGES),
+        ax=axes,
+        orientation="horizontal",
+        fraction=0.025,
+        pad=0.01,
+        aspect=40,
+    )
+    bar.set_label("GIG between neighbouring blocks, |value| / largest |value| (dashed: opposes)")
+    return figure
+
+
+def interactive_graph(
+    graph: nx.DiGraph,
+    thumbnails: Mapping[str, Example],
+    pictures: Mapping[int, np.ndarray | Image.Image],
+    threshold: float = 0.1,
+) -> go.Figure:
+    """Concept graph as a plotly figure: hover a concept for its block, relevance and examples."""
+    places = _layout(graph)
+    figure = go.Figure()
+    steps = 6
+    for level in range(steps):
+        for oppose in (False, True):
+            low, high = level / steps, (level + 1) / steps
+            x: list[float | None] = []
+            y: list[float | None] = []
+            for a, b, data in graph.edges(data=True):
+                weight = data["weight"]
+                inside = low < weight <= high and weight >= threshold
+                if inside and (data["raw"] < 0) == oppose:
+                    x += [places[a][0], places[b][0], None]
+                    y += [places[a][1], places[b][1], None]
+            if x:
+                red, green, blue, _ = EDGES(high)
+                figure.add_scatter(
+                    x=x,
+                    y=y,
+                    mode="lines",
+                    line={
+                        "width": 0.5 + 4 * high,
+                        "color": _OPPOSES
+                        if oppose
+                        else f"rgb({255 * red:.0f},{255 * green:.0f},{255 * blue:.0f})",
+                        "dash": "dash" if oppose else "solid",
+                    },
+                    hoverinfo="skip",
+                )
+    nodes = list(places)
+    figure.add_scatter(
+        x=[places[node][0] for node in nodes],
+        y=[places[node][1] for node in nodes],
+        mode="markers",
+        marker={"size": 44, "symbol": "square", "color": "rgba(255,255,255,0.01)"},
+        text=[_hover(graph, node, thumbnails) for node in nodes],
+        hovertemplate="%{text}<extra></extra>",
+    )
+    for node, (x0, y0) in places.items():
+        if node in thumbnails:
+            image: np.ndarray | Image.Image = _flat_thumbnail(thumbnails[node])
+            width = 0.9
+        else:
+            image, width = pictures[int(node.split("/")[1])], 0.8
+        figure.add_layout_image(
+            source=_data_url(image),
+            x=x0,
+            y=y0,
+            xref="x",
+            yref="y",
+            sizex=width,
+            sizey=0.62,
+            xanchor="center",
+            yanchor="middle",
+            layer="above",
+        )
+    blocks = graph.graph["blocks"]
+    figure.update_layout(
+        showlegend=False,
+        height=110 * (len(blocks) + 1),
+        margin={"l": 70, "r": 10, "t": 10, "b": 10},
+        plot_bgcolor="white",
+        paper_bgcolor="white",
+    )
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(
+        tickvals=list(range(len(blocks) + 1)),
+        ticktext=[*blocks, "class"],
+        showgrid=False,
+        zeroline=False,
+    )
+    return figure
+
+
+def _hover(graph: nx.DiGraph, node: str, thumbnails: Mapping[str, Example]) -> str:
+    """Text of a node; whatever comes from a file's or a reader's name is escaped."""
+    data = graph.nodes[node]
+    if data["kind"] == "class":
+        return f"<b>{html.escape(data['name'])}</b>"
+    lines = [f"<b>{data['block']}, concept {data['concept']}</b>"]
+    if data["name"]:
+        lines[0] += f" “{html.escape(data['name'])}”"
+    for index, value in zip(graph.graph["classes"], data["relevance"], strict=True):
+        lines.append(f"relevance for {html.escape(assets.class_names()[index])}: {value:.3g}")
+    if node in thumbnails:
+        lines.append(f"nearest PFV from {html.escape(thumbnails[node].picture)}")
+    strongest = sorted(graph.in_edges(node, data=True), key=lambda e: -abs(e[2]["raw"]))[:3]
+    for source, _, edge in strongest:
+        lines.append(f"from {source}: {edge['raw']:.3g}")
+    return "<br>".join(lines)
+
+
+def _flat_thumbnail(example: Example, size: int = 64) -> Image.Image:
+    canvas = Image.new("RGB", (size + size // 2, size), "white")
+    canvas.paste(Image.fromarray(example.crop).resize((size, size)), (0, 0))
+    canvas.paste(Image.fromarray(_tile(example)).resize((size // 2, size // 2)), (size, 0))
+    return canvas
+
+
+def _data_url(image: np.ndarray | Image.Image, size: int = 96) -> str:
+    shown = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    shown.thumbnail((size, size))
+    buffer = io.BytesIO()
+    shown.convert("RGB").save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

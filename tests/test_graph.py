@@ -1,0 +1,176 @@
+"""graph.py and plots.py: edges are GIG values, choices are those announced, names do no harm."""
+
+import json
+import math
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+import torchvision
+from matplotlib import pyplot as plt
+from matplotlib.collections import LineCollection
+
+from gig_helpers import graph as graphs
+from gig_helpers import plots
+from gig_helpers.clustering import Concepts
+from gig_helpers.gig import class_relevance, gig
+from gig_helpers.network import Network
+from gig_helpers.pfv import Example
+
+BLOCKS = ("layer2.0", "layer3.1", "layer4.1")
+CLASSES = [12, 12, 13]
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """Three pictures' codes in twelve random concepts a block of a small random network."""
+    torch.manual_seed(0)
+    network = Network(torchvision.models.resnet18(weights=None), "resnet18", device="cpu")
+    codes, concepts = {}, {}
+    for block, side in zip(BLOCKS, (8, 4, 2), strict=True):
+        vectors = torch.randn(12, network.channels(block))
+        concepts[block] = Concepts(vectors, network.bn_shift(block), torch.arange(12), block)
+        codes[block] = torch.randn(3, side * side, 12) * (torch.rand(3, side * side, 12) < 0.3)
+    return network, codes, concepts
+
+
+@pytest.fixture(scope="module")
+def pair(parts):
+    return graphs.concept_graph(*parts, CLASSES, top=3, shared=2)
+
+
+def test_edges_equal_gig_averaged_over_the_pictures(parts, pair):
+    network, codes, concepts = parts
+    for a, b in zip(BLOCKS, BLOCKS[1:], strict=False):
+        values = gig(network, codes[a], concepts[a].vectors, a, b, concepts[b].vectors).mean(0)
+        edges = [(u, v, d) for u, v, d in pair.edges(data=True) if u.startswith(f"{a}/")]
+        largest = max(abs(d["raw"]) for *_, d in edges)
+        assert largest > 0
+        for source, target, data in edges:
+            q, t = pair.nodes[source]["concept"], pair.nodes[target]["concept"]
+            # One batch of targets or another: float32 sums differ in the last digits.
+            assert data["raw"] == pytest.approx(float(values[t, q]), rel=1e-3, abs=1e-5)
+            assert data["weight"] == pytest.approx(abs(data["raw"]) / largest)
+    assert any(d["raw"] < 0 for *_, d in pair.edges(data=True))
+
+
+def test_class_edges_are_class_relevance(parts, pair):
+    network, codes, concepts = parts
+    block = BLOCKS[-1]
+    values = class_relevance(network, codes[block], concepts[block].vectors, block, [12, 13])
+    expected = {12: values[:2, 0].mean(0), 13: values[2:, 1].mean(0)}
+    for target, of_class in expected.items():
+        edges = list(pair.in_edges(f"class/{target}", data=True))
+        assert edges
+        for source, _, data in edges:
+            q = pair.nodes[source]["concept"]
+            assert data["raw"] == pytest.approx(float(of_class[q]), rel=1e-3, abs=1e-6)
+
+
+def test_choice_by_hand():
+    relevance = torch.tensor([[9.0, 8.0, 1.0, -1.0, 0.0], [1.0, 7.0, 10.0, 2.0, 0.0]])
+    # Divided by 9 and 10, the smaller ones are 0.1, 0.7, 0.1, < 0, 0: concept 1 is shared.
+    assert graphs._choose(relevance, top=2, shared=1) == {0: 0, 1: "shared", 2: 1, 3: 1}
+    assert graphs._choose(relevance[:1], top=2, shared=1) == {0: 0, 1: 0}
+
+
+def test_same_input_same_graph(parts, pair):
+    again = graphs.concept_graph(*parts, CLASSES, top=3, shared=2)
+    assert nx.utils.graphs_equal(again, pair)
+
+
+def test_one_class_and_one_picture(parts):
+    network, codes, concepts = parts
+    single = graphs.concept_graph(
+        network, {b: c[:1] for b, c in codes.items()}, concepts, [12], top=4
+    )
+    assert sorted(single.successors("layer4.1/" + str(_first(single)))) == ["class/12"]
+    for block in BLOCKS:
+        members = [n for n, d in single.nodes(data=True) if d["block"] == block]
+        assert 1 <= len(members) <= 4
+        assert all(single.nodes[n]["relevance"][0] > 0 for n in members)
+
+
+def _first(graph):
+    return next(d["concept"] for _, d in graph.nodes(data=True) if d["block"] == "layer4.1")
+
+
+def test_bad_input_is_named(parts):
+    network, codes, concepts = parts
+    with pytest.raises(ValueError, match="one or two classes, got 3"):
+        graphs.concept_graph(network, codes, concepts, [1, 2, 3])
+    with pytest.raises(ValueError, match="3 pictures but 2 classes"):
+        graphs.concept_graph(network, codes, concepts, [1, 2])
+    backwards = dict(reversed(codes.items()))
+    with pytest.raises(ValueError, match="in the network's order"):
+        graphs.concept_graph(network, backwards, concepts, CLASSES)
+    with pytest.raises(KeyError, match="layer9.9"):
+        graphs.concept_graph(network, {"layer9.9": codes["layer2.0"]}, concepts, CLASSES)
+
+
+def test_files_keep_everything(pair, tmp_path):
+    graphs.save_json(pair, tmp_path / "graph.json")
+    assert nx.utils.graphs_equal(graphs.load_json(tmp_path / "graph.json"), pair)
+    graphs.save_graphml(pair, tmp_path / "graph.graphml")
+    read = nx.read_graphml(tmp_path / "graph.graphml")
+    assert set(read) == set(pair)
+    for source, target, data in pair.edges(data=True):
+        assert read.edges[source, target]["raw"] == pytest.approx(data["raw"])
+    node = next(n for n, d in pair.nodes(data=True) if d["kind"] == "concept")
+    assert json.loads(read.nodes[node]["relevance"]) == pair.nodes[node]["relevance"]
+
+
+def _thumbnails(graph, picture="junco/a.jpg"):
+    generator = np.random.default_rng(0)
+    return {
+        node: Example(
+            generator.integers(0, 255, (40, 40, 3), dtype=np.uint8),
+            generator.random((40, 40)),
+            (10, 10, 20),
+            picture,
+            13,
+        )
+        for node, data in graph.nodes(data=True)
+        if data["kind"] == "concept"
+    }
+
+
+def test_still_figure_draws_every_edge_above_the_threshold(pair):
+    photographs = dict.fromkeys((12, 13), np.zeros((8, 8, 3), np.uint8))
+    figure = plots.still_graph(pair, _thumbnails(pair), photographs, threshold=0.2)
+    drawn = sum(
+        len(c.get_segments()) for c in figure.axes[0].collections if isinstance(c, LineCollection)
+    )
+    assert drawn == sum(d["weight"] >= 0.2 for *_, d in pair.edges(data=True))
+    images = len(figure.axes[0].images)
+    assert images == 2 * sum(d["kind"] == "concept" for _, d in pair.nodes(data=True)) + 2
+    plt.close(figure)
+
+
+def test_names_are_escaped(parts):
+    evil = "<img src=x onerror=alert(1)>"
+    network, codes, concepts = parts
+    graph = graphs.concept_graph(network, codes, concepts, CLASSES, top=2, shared=1)
+    node = next(n for n, d in graph.nodes(data=True) if d["kind"] == "concept")
+    named = graphs.concept_graph(
+        network, codes, concepts, CLASSES, top=2, shared=1, names={node: evil}
+    )
+    assert named.nodes[node]["name"] == evil
+    photographs = dict.fromkeys((12, 13), np.zeros((8, 8, 3), np.uint8))
+    figure = plots.interactive_graph(named, _thumbnails(named, f"{evil}/a.jpg"), photographs)
+    text = figure.to_json()
+    assert "\\u003cimg" in text or "&lt;img" in text
+    assert "<img" not in text.replace("\\u003c", "<").replace("&lt;", "")
+
+
+def test_curves_show_mean_and_standard_error():
+    values = torch.tensor([[1.0, 0.0], [3.0, 0.0]])
+    figure, axes = plt.subplots()
+    plots.curves(axes, torch.tensor([0.0, 1.0]), values, "label", plots.COLOURS[0])
+    assert axes.lines[0].get_ydata().tolist() == [2.0, 0.0]
+    band = axes.collections[0].get_paths()[0].vertices
+    # Standard deviation √2 of two values: standard error 1.
+    assert band[:, 1].max() == pytest.approx(2 + 1.96)
+    assert math.isclose(band[:, 1].min(), 0.0, abs_tol=1e-9)
+    plt.close(figure)

@@ -1,0 +1,191 @@
+"""pfv.py: draws follow p ∝ max(R, 0), vectors are the network's, a kill loses nothing."""
+
+import multiprocessing
+import os
+import random
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from gig_helpers import artifacts, assets, pfv, profiles, srd
+from gig_helpers.network import Network
+
+PROFILE = replace(
+    profiles.get("quick"), blocks=("layer1.1", "layer3.0"), per_image=3, batch_size=2, seed=7
+)
+
+
+def small_network() -> Network:
+    torch.manual_seed(0)
+    return Network(torchvision.models.resnet18(weights=None), "resnet18", device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def artifacts_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIG_ARTIFACTS", str(tmp_path / "artifacts"))
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "pictures"
+    for number in range(20):
+        path = folder / "junco" / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((256, 256)).save(path)
+    return folder
+
+
+def test_draws_follow_the_positive_contributions():
+    """Frequencies of 20,000 first draws against p; 4 standard errors of a proportion ≤ 0.015."""
+    relevance = torch.tensor([[[3.0, -5.0], [1.0, 0.0]]])
+    count = 20_000
+    first = pfv.draw(relevance.expand(count, 2, 2), 1, list(range(count)))[:, 0]
+    share = torch.bincount(2 * first[:, 0] + first[:, 1], minlength=4) / count
+    torch.testing.assert_close(share, torch.tensor([0.75, 0, 0.25, 0]), atol=0.015, rtol=0)
+
+
+def test_draws_are_without_replacement_and_positive_ones_come_first():
+    relevance = torch.tensor([[[3.0, -5.0], [1.0, 0.0]]])
+    for seed in range(50):
+        drawn = pfv.draw(relevance, 4, [seed])[0]
+        flat = (2 * drawn[:, 0] + drawn[:, 1]).tolist()
+        assert sorted(flat) == [0, 1, 2, 3]
+        assert set(flat[:2]) == {0, 2}
+
+
+def test_draws_are_uniform_where_nothing_is_positive():
+    relevance = torch.tensor([[[-3.0, -5.0], [0.0, 0.0]]])
+    count = 8_000
+    first = pfv.draw(relevance.expand(count, 2, 2), 1, list(range(count)))[:, 0]
+    share = torch.bincount(2 * first[:, 0] + first[:, 1], minlength=4) / count
+    torch.testing.assert_close(share, torch.full((4,), 0.25), atol=0.02, rtol=0)
+
+
+def test_nan_contributions_are_refused():
+    with pytest.raises(ValueError, match="NaN"):
+        pfv.draw(torch.full((1, 2, 2), torch.nan), 1, [0])
+
+
+@torch.no_grad()
+def test_dataset_holds_the_networks_vectors(photographs):
+    network, pictures = small_network(), assets.pictures(str(photographs))
+    dataset = pfv.sample(network, pictures, PROFILE)
+    for block in PROFILE.blocks:
+        ids, positions = dataset.picture_ids(block), dataset.positions(block)
+        assert torch.bincount(ids).tolist() == [3] * 20
+        assert len(torch.cat([ids[:, None], positions], dim=1).unique(dim=0)) == 60
+        for row in (0, 31, 59):
+            image = pictures[int(ids[row])][None]
+            y, x = positions[row].tolist()
+            expected = network.preactivations(image, [block])[block][0, :, y, x]
+            torch.testing.assert_close(dataset.vectors(block)[row], expected, rtol=1e-4, atol=1e-5)
+            relevance = srd.contributions(network, image, [block])[block][0, y, x]
+            torch.testing.assert_close(
+                dataset.contributions(block)[row], relevance, rtol=1e-3, atol=1e-5
+            )
+    logits = network.logits(torch.stack([pictures[i] for i in range(4)]))
+    assert dataset.predictions()[:4].tolist() == logits.argmax(dim=1).tolist()
+    assert dataset.labels == (13,) * 20
+    with pytest.raises(KeyError, match=r"no PFVs of 'layer2.0'.*layer1.1"):
+        dataset.vectors("layer2.0")
+
+
+def test_ierfs_and_examples_belong_to_their_pictures(photographs):
+    network, pictures = small_network(), assets.pictures(str(photographs))
+    dataset = pfv.sample(network, pictures, PROFILE)
+    indices = torch.tensor([40, 0, 41])
+    maps = pfv.ierfs(network, pictures, dataset, "layer1.1", indices)
+    for row, index in enumerate(indices.tolist()):
+        image = pictures[int(dataset.picture_ids("layer1.1")[index])][None]
+        position = dataset.positions("layer1.1")[index]
+        alone = srd.ierf(network, image, "layer1.1", position[None, None])[0, 0]
+        torch.testing.assert_close(maps[row], alone, rtol=1e-3, atol=1e-6)
+    for example in pfv.examples(network, pictures, dataset, "layer1.1", indices):
+        left, top, side = example.square
+        edge = example.crop.shape[0]
+        assert example.crop.shape == (edge, edge, 3) and example.ierf.shape == (edge, edge)
+        assert 0 <= left <= edge - side and 0 <= top <= edge - side
+        assert example.label == 13
+
+
+def test_window_is_the_smallest_square_that_holds_the_share():
+    ierf = torch.zeros(100, 100)
+    ierf[40:60, 70:90] = 1 / 400
+    top, left, side = pfv.window(ierf, 1.0)
+    assert (top, left, side) == (40, 70, 20)
+    top, left, side = pfv.window(torch.eye(100)[99][None].expand(100, 100) / 100, 0.5)
+    assert left + side <= 100 and top + side <= 100
+    assert pfv.window(-torch.ones(50, 80)) == (0, 0, 50)
+
+
+def test_unreadable_pictures_are_skipped_and_listed(photographs, capsys):
+    broken = [photographs / "junco" / name for name in ("00.png", "01.png", "07.png")]
+    for path in broken:
+        path.write_bytes(b"")
+    network, pictures = small_network(), assets.pictures(str(photographs))
+    dataset = pfv.sample(network, pictures, PROFILE)
+    assert sorted(dataset.skipped) == ["junco/00.png", "junco/01.png", "junco/07.png"]
+    assert "skipped 3 of 20" in capsys.readouterr().out
+    assert not set(dataset.picture_ids("layer1.1").tolist()) & {0, 1, 7}
+    assert dataset.predictions()[[0, 1, 7]].tolist() == [-1, -1, -1]
+    for path in photographs.rglob("*.png"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="no picture of pictures could be read"):
+        pfv.sample(network, assets.pictures(str(photographs)), PROFILE)
+
+
+def test_unknown_block_is_refused_before_any_work(photographs):
+    profile = replace(PROFILE, blocks=("layer7.0",))
+    with pytest.raises(KeyError, match="layer7.0"):
+        pfv.sample(small_network(), assets.pictures(str(photographs)), profile)
+    assert list(artifacts.folder().iterdir()) == []
+
+
+def _sample_in_child(folder: str, pictures: str) -> None:
+    os.environ["GIG_ARTIFACTS"] = folder
+    torch.set_num_threads(1)
+    pfv.sample(small_network(), assets.pictures(pictures), PROFILE)
+
+
+def _bytes(folder) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+def test_ten_kills_end_with_the_same_bytes(photographs, tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gig_helpers.pfv"])
+
+    def child(folder):
+        process = context.Process(target=_sample_in_child, args=(str(folder), str(photographs)))
+        process.start()
+        return process
+
+    whole = child(tmp_path / "whole")
+    whole.join()
+    assert whole.exitcode == 0
+    dice, kills = random.Random(0), 0
+    while kills < 10:
+        process = child(tmp_path / "killed")
+        process.join(timeout=dice.uniform(0.2, 2.0))
+        if process.exitcode is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+        elif process.exitcode == 0:
+            # It finished: take one shard away, so that there is something left to kill.
+            next((tmp_path / "killed").rglob("shard-*")).unlink()
+        kills += 1
+    last = child(tmp_path / "killed")
+    last.join()
+    assert last.exitcode == 0
+    assert _bytes(tmp_path / "killed") == _bytes(tmp_path / "whole")
