@@ -1,0 +1,237 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import BisectingKMeans
+from sklearn.metrics import adjusted_rand_score
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch.nn import functional as F
+
+from gig_helpers import clustering
+from gig_helpers.clustering import BisectingSphericalKMeans, Concepts, concept_vectors, extract
+
+EXPECTED_FAILURES = {
+    "check_estimators_dtypes": "its integer data hold a row of zeros, which has no direction",
+    "check_non_transformer_estimators_n_iter": "every split has a number of iterations of its own",
+}
+
+
+@parametrize_with_checks(
+    [BisectingSphericalKMeans()], expected_failed_checks=lambda _: EXPECTED_FAILURES
+)
+def test_is_a_scikit_learn_estimator(estimator, check):
+    check(estimator)
+
+
+def correlated(n, channels, seed=0):
+    """Vectors of a few dozen directions with noise: neither uniform nor well apart."""
+    rng = np.random.default_rng(seed)
+    directions = rng.standard_normal((24, channels))
+    return directions[rng.integers(24, size=n)] + 0.7 * rng.standard_normal((n, channels))
+
+
+def mean_cosine(x, labels):
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    sums = np.zeros((labels.max() + 1, x.shape[1]))
+    np.add.at(sums, labels, unit)
+    centroids = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    return (unit * centroids[labels]).sum(1).mean()
+
+
+def one_at_a_time(x, k, seed):
+    """Appendix B word for word: split the largest cluster, look again, until there are k.
+
+    Only the start of a split is shared with the module, since the random draws must be the same.
+    """
+    unit = torch.from_numpy(x / np.linalg.norm(x, axis=1, keepdims=True))
+    root = np.uint64(np.random.RandomState(seed).randint(2**31 - 1))
+    clusters, seeds = [np.arange(len(x))], [root]
+    while len(clusters) < k:
+        largest = max(range(len(clusters)), key=lambda c: (len(clusters[c]), -c))
+        members, seed_ = clusters[largest], seeds[largest]
+        points = unit[members]
+        everywhere = torch.ones(1, len(points), dtype=torch.bool)
+        second = clustering._start(points[None], everywhere, clustering._mix(np.array([seed_])))[0]
+        while True:
+            a, b = points[~second].sum(0), points[second].sum(0)
+            moved = points @ (b / b.norm()) > points @ (a / a.norm())
+            if (moved == second).all():
+                break
+            second = moved
+        assert 0 < int(second.sum()) < len(points)
+        clusters[largest] = members[~second.numpy()]
+        clusters.append(members[second.numpy()])
+        seeds[largest], child = clustering._mix(np.array([seed_, ~seed_]))
+        seeds.append(child)
+    labels = np.empty(len(x), int)
+    for label, members in enumerate(clusters):
+        labels[members] = label
+    return labels
+
+
+@pytest.mark.parametrize("k", [2, 7, 64, 199])
+def test_batches_equal_one_split_at_a_time(k, monkeypatch):
+    x = correlated(400, 16)
+    # Small enough that splits of one batch fall into several chunks.
+    monkeypatch.setattr(clustering, "_CHUNK", 2000)
+    model = BisectingSphericalKMeans(k, tol=0, random_state=3).fit(x)
+    np.testing.assert_array_equal(model.labels_, one_at_a_time(x, k, 3))
+
+
+def test_finds_directions_whatever_the_lengths():
+    rng = np.random.default_rng(0)
+    directions = np.eye(8)
+    truth = rng.integers(8, size=400)
+    x = directions[truth] + 0.05 * rng.standard_normal((400, 8))
+    x *= rng.lognormal(sigma=2, size=(400, 1))
+    # Splitting the largest first may cut one direction before it parts two others.
+    model = BisectingSphericalKMeans(16, n_init=5, random_state=0).fit(x)
+    purity = sum(np.bincount(truth[model.labels_ == c]).max() for c in range(16)) / 400
+    assert purity == 1
+
+
+def test_two_clusters_by_hand():
+    x = np.array([[1.0, 0.1], [5.0, -0.5], [0.1, 2.0], [-0.1, 1.0]])
+    model = BisectingSphericalKMeans(2, random_state=0).fit(x)
+    assert adjusted_rand_score(model.labels_, [0, 0, 1, 1]) == 1
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    sums = unit[:2].sum(0)
+    center = model.cluster_centers_[model.labels_[0]]
+    np.testing.assert_allclose(center, sums / np.linalg.norm(sums))
+
+
+@pytest.mark.parametrize("k", [30, 150])
+def test_no_looser_than_scikit_learn(k):
+    x = correlated(1000, 32, seed=1)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    # Means over seeds: one draw of either varies by about 0.002.
+    ours, theirs = (
+        np.mean([mean_cosine(x, make(seed)) for seed in range(4)])
+        for make in (
+            lambda seed: BisectingSphericalKMeans(k, random_state=seed).fit(x).labels_,
+            lambda seed: (
+                BisectingKMeans(k, bisecting_strategy="largest_cluster", random_state=seed)
+                .fit(unit)
+                .labels_
+            ),
+        )
+    )
+    assert ours > theirs - 0.002
+
+
+def test_more_starts_are_tighter():
+    x = correlated(800, 16)
+    one, five = (
+        mean_cosine(x, BisectingSphericalKMeans(40, n_init=n, random_state=0).fit(x).labels_)
+        for n in (1, 5)
+    )
+    assert five > one
+
+
+def test_seed_decides():
+    x = correlated(300, 8)
+    first, again, other = (
+        BisectingSphericalKMeans(20, random_state=seed).fit(x).labels_ for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_sizes_are_even_since_the_largest_is_split():
+    sizes = np.bincount(
+        BisectingSphericalKMeans(50, random_state=0).fit(correlated(500, 8)).labels_
+    )
+    assert sizes.min() >= 1 and sizes.sum() == 500
+    # No cluster was split unless it was the largest, so a parent of any was at least as large.
+    assert sizes.max() <= 500 / 50 * 4
+
+
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_equal_vectors_are_still_parted(k):
+    x = np.tile([[1.0, 2.0, 3.0]], (6, 1)) * np.arange(1, 7)[:, None]
+    model = BisectingSphericalKMeans(k, random_state=0).fit(x)
+    assert sorted(set(model.labels_)) == list(range(k))
+    np.testing.assert_allclose(model.cluster_centers_, np.tile(x[0] / np.sqrt(14), (k, 1)))
+
+
+def test_opposite_vectors():
+    x = np.array([[1.0, 0.0], [-1.0, 0.0]])
+    assert set(BisectingSphericalKMeans(2, random_state=0).fit(x).labels_) == {0, 1}
+
+
+def test_predict_takes_the_nearest_centroid():
+    x = correlated(200, 8)
+    model = BisectingSphericalKMeans(10, random_state=0).fit(x)
+    new = correlated(50, 8, seed=5)
+    unit = new / np.linalg.norm(new, axis=1, keepdims=True)
+    expected = (unit @ model.cluster_centers_.T).argmax(1)
+    np.testing.assert_array_equal(model.predict(new * 7), expected)
+    np.testing.assert_array_equal(model.predict(torch.from_numpy(new)), expected)
+
+
+@pytest.mark.parametrize(
+    ("x", "k", "message"),
+    [
+        (np.ones((3, 2)), 4, "fewer than n_clusters=4"),
+        (np.array([[1.0, 2.0], [0.0, 0.0]]), 1, r"1 of 2 rows are zero .*\[1\]"),
+        (np.array([[1.0, np.nan], [0.0, 1.0]]), 1, "NaN"),
+        (np.ones(4), 1, "2D"),
+        (np.ones((3, 2)), 0, "n_clusters must be at least 1"),
+    ],
+)
+def test_bad_input(x, k, message):
+    with pytest.raises(ValueError, match=message):
+        BisectingSphericalKMeans(k).fit(x)
+
+
+@pytest.fixture(scope="module")
+def pfvs():
+    torch.manual_seed(0)
+    return torch.randn(60, 5) * 3 + 1, torch.full((5,), 1.0)
+
+
+def test_extract_gives_averages_of_centred_members(pfvs):
+    x, beta = pfvs
+    concepts = extract(x, beta, 7, members="raw", random_state=0, block="layer1.0")
+    assert len(concepts) == 7 and concepts.block == "layer1.0"
+    for q in range(7):
+        own = x[concepts.members(q)] - beta
+        torch.testing.assert_close(concepts.vectors[q], own.mean(0))
+    shifted = extract(x + 5, beta + 5, 7, members="raw", random_state=0)
+    torch.testing.assert_close(shifted.vectors, concepts.vectors, rtol=1e-4, atol=1e-4)
+
+
+def test_unit_members_are_shorter_where_looser(pfvs):
+    x, beta = pfvs
+    labels = torch.from_numpy(BisectingSphericalKMeans(7, random_state=0).fit(x - beta).labels_)
+    unit = concept_vectors(x, labels, beta, "unit")
+    own = F.normalize(x - beta, dim=1)[labels == 3]
+    torch.testing.assert_close(unit[3], own.mean(0))
+    # ‖mean of unit vectors‖ = mean cosine to the centroid, so at most 1.
+    torch.testing.assert_close(unit[3].norm(), (own @ F.normalize(unit[3], dim=0)).mean())
+
+
+def test_concept_vectors_bad_input(pfvs):
+    x, beta = pfvs
+    with pytest.raises(ValueError, match='"raw" or "unit"'):
+        concept_vectors(x, torch.zeros(60, dtype=torch.long), beta, "mean")
+    with pytest.raises(ValueError, match="no PFV has the label 1"):
+        concept_vectors(x, torch.arange(60) % 2 * 2, beta)
+
+
+def test_nearest_by_hand():
+    concepts = Concepts(torch.eye(2), torch.ones(2), torch.tensor([0, 1, 0]))
+    x = torch.tensor([[3.0, 1.5], [1.0, 9.0], [2.0, 1.0]])  # centred: (2, .5), (0, 8), (1, 0)
+    assert concepts.nearest(x, 2).tolist() == [[2, 0], [1, 0]]
+    with pytest.raises(ValueError, match="between 1 and the 3"):
+        concepts.nearest(x, 4)
+    with pytest.raises(IndexError, match="no concept 2"):
+        concepts.members(2)
+
+
+def test_class_entropy_by_hand():
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 3])
+    concepts = Concepts(torch.eye(4), torch.zeros(4), labels)
+    found = concepts.class_entropy(torch.tensor([5, 5, 7, 7, 2, 2, 9]))
+    torch.testing.assert_close(found, torch.tensor([1.0, 0.0, torch.nan, 0.0]), equal_nan=True)
+    with pytest.raises(ValueError, match="one class for each of 7"):
+        concepts.class_entropy(torch.tensor([1]))
