@@ -137,7 +137,7 @@ def attribute(
     *,
     beta: Tensor | None = None,
     baseline: str = "beta",
-    points: int = 16,
+    points: int = 32,
     method: str = "gausslegendre",
     positions: bool = False,
     shape: tuple[int, int] | None = None,
@@ -161,7 +161,9 @@ def attribute(
         ``"beta"``: the path β + α·UV, from "no concepts" to the reconstruction of eq. 9.
         ``"zero"``: the path α·UV of eq. 3 to the letter, without β at either end.
     points
-        Quadrature points.
+        Quadrature points. Between blocks of the book's chain 32 left a median completeness gap of
+        0.02 to 0.4 % of the target's change, 16 of 0.06 to 0.9 %; where gains and losses almost
+        cancel the relative gap is larger, and ``tolerance`` is the way to bound it.
     method
         ``"gausslegendre"``, Captum's ``"riemann_left"``, ``"riemann_right"``,
         ``"riemann_middle"`` and ``"riemann_trapezoid"`` (its weights sum to (n−1)/n), or
