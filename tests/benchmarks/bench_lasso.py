@@ -33,33 +33,37 @@ def timed(solve: Callable[[], Tensor]) -> tuple[Tensor, float]:
     return solve(), time.perf_counter() - start
 
 
+def compare(block: str) -> None:
+    everything, beta = real_pfvs(block, 10_000)
+    # Whole pictures apart: the last ones' PFVs are the ones to be taken apart.
+    x, rest = everything[-PFVS:], everything[:-PFVS]
+    vectors = extract(rest, beta, 8 * x.shape[1]).vectors
+    lam = lambda_for(x, vectors, paper_nonzeros(block), beta=beta)
+    y = x - beta
+    lasso_codes(x[:8], vectors, lam, beta=beta)  # the first call starts torch's threads
+    solvers: dict[str, Callable[[], Tensor]] = {
+        "lasso_codes": lambda: lasso_codes(x, vectors, lam, beta=beta),
+        "lasso_lars": lambda: lasso_lars_codes(x, vectors, lam, beta=beta),
+        "lasso_cd": lambda: torch.from_numpy(
+            sparse_encode(y.numpy(), vectors.numpy(), algorithm="lasso_cd", alpha=lam)
+        ),
+    }
+    found = {name: timed(solve) for name, solve in solvers.items()}
+    best = objective(y.double(), vectors.double(), found["lasso_lars"][0].double(), lam)
+    for name, (codes, seconds) in found.items():
+        exact = (y.double(), vectors.double(), codes.double(), lam)
+        above = ((objective(*exact) - best) / best).max()
+        print(
+            f"{block} k={len(vectors)} λ={lam:.3g} {name}: {seconds:.2f} s, "
+            f"{(codes != 0).sum(1).double().mean():.1f} non-zeros, "
+            f"at most {above:.1e} above lasso_lars, gap ≤ {duality_gap(*exact).max():.1e}"
+        )
+
+
 def main() -> None:
     warnings.simplefilter("ignore", ConvergenceWarning)  # lasso_cd; its gap is printed
     for block in ("layer1.2", "layer3.5"):
-        everything, beta = real_pfvs(block, 10_000)
-        # Whole pictures apart: the last ones' PFVs are the ones to be taken apart.
-        x, rest = everything[-PFVS:], everything[:-PFVS]
-        vectors = extract(rest, beta, 8 * x.shape[1]).vectors
-        lam = lambda_for(x, vectors, paper_nonzeros(block), beta=beta)
-        y = x - beta
-        lasso_codes(x[:8], vectors, lam, beta=beta)  # the first call starts torch's threads
-        solvers: dict[str, Callable[[], Tensor]] = {
-            "lasso_codes": lambda: lasso_codes(x, vectors, lam, beta=beta),
-            "lasso_lars": lambda: lasso_lars_codes(x, vectors, lam, beta=beta),
-            "lasso_cd": lambda: torch.from_numpy(
-                sparse_encode(y.numpy(), vectors.numpy(), algorithm="lasso_cd", alpha=lam)
-            ),
-        }
-        found = {name: timed(solve) for name, solve in solvers.items()}
-        best = objective(y.double(), vectors.double(), found["lasso_lars"][0].double(), lam)
-        for name, (codes, seconds) in found.items():
-            exact = (y.double(), vectors.double(), codes.double(), lam)
-            above = ((objective(*exact) - best) / best).max()
-            print(
-                f"{block} k={len(vectors)} λ={lam:.3g} {name}: {seconds:.2f} s, "
-                f"{(codes != 0).sum(1).double().mean():.1f} non-zeros, "
-                f"at most {above:.1e} above lasso_lars, gap ≤ {duality_gap(*exact).max():.1e}"
-            )
+        compare(block)
 
 
 if __name__ == "__main__":
