@@ -43,7 +43,8 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
     max_iter
         Iterations of one split, at most.
     n_init
-        Starts a split; the one with the largest sum of cosines wins.
+        Starts a split; the one with the largest sum of cosines wins. One is enough for PFVs and
+        many clusters; take more for few clusters that are well apart.
     tol
         A split has converged when no more than this share of its points changes sides.
     random_state
