@@ -1,11 +1,14 @@
 """Do attributions tell what the network uses? Section 4.2: concepts taken out, concepts put in.
 
 Every choice that the paper leaves open is a named argument; its default is the paper's reading.
-Functions take one picture or many and treat each by itself, so a long run can go picture by
-picture and join the parts.
+Functions take one picture or many and treat each by itself. :func:`class_study` and
+:func:`interlayer_study` go picture by picture and leave each on disk, so a long run can be resumed.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt, pi
 from typing import Any, cast
@@ -15,6 +18,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from . import artifacts, decomposition
+from . import gig as gig_module
+from . import network as network_module
+from .clustering import Concepts
 from .gig import class_relevance, gig
 from .network import Network
 
@@ -36,6 +43,30 @@ class Curves:
     def auc(self) -> tuple[Tensor, Tensor]:
         """Areas under the deletion and the insertion curves (...,): trapezoid means over x."""
         return torch.trapezoid(self.deletion, self.x), torch.trapezoid(self.insertion, self.x)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Curves of many pictures in several orders, and what they took.
+
+    Attributes
+    ----------
+    curves
+        By name: an order and a score ("gig, logit"), or an order. (N, S), or (N, T, S) for T
+        target concepts a picture.
+    scores
+        By order: the concepts' importances (N, T, k).
+    targets
+        Of an interlayer study: numbers (N, T) of the later block's concepts; else (N, 0).
+    seconds
+        By step ("codes", an order or a name of curves): wall time (N,) of each picture, on the
+        machine that made it.
+    """
+
+    curves: dict[str, Curves]
+    scores: dict[str, Tensor]
+    targets: Tensor
+    seconds: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -384,6 +415,234 @@ def class_fidelity(
             found = relate((out @ gamma).cpu().numpy(), torch.cat(lost).cpu().numpy())
         result.append(float(found.statistic))
     return torch.tensor(result, dtype=torch.float64)
+
+
+# ----------------------------------------------------------------------------------------- studies
+
+
+def class_study(
+    network: Network,
+    images: Tensor,
+    classes: Tensor | Sequence[int],
+    concepts: Concepts,
+    penalty: float,
+    runs: Sequence[tuple[str, str]],
+    *,
+    points: int = 32,
+    steps: int | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> Study:
+    """C-deletion and C-insertion of many pictures at one block; what is on disk is not run again.
+
+    Parameters
+    ----------
+    images
+        Normalised pictures (N, 3, H, W).
+    classes
+        (N,), the network's predictions for them.
+    penalty
+        λ of eq. 2.
+    runs
+        Pairs of an order (:data:`ORDERS`) and a score (see :func:`class_curves`).
+    points, steps
+        See :func:`gig_helpers.gig.attribute` and :func:`class_curves`.
+
+    Returns
+    -------
+    Study
+        Curves (N, S) by "order, score"; scores (N, 1, k).
+    """
+    block, labels = concepts.block, torch.as_tensor(classes).tolist()
+    if len(labels) != len(images):
+        raise ValueError(f"{len(labels)} classes for {len(images)} pictures")
+
+    def measure(n: int, log: "_Log") -> None:
+        penalties = {block: penalty}
+        u = decomposition.picture_codes(network, images[n : n + 1], {block: concepts}, penalties)
+        log.lap("codes")
+        given = (network, u[block], concepts.vectors, block)
+        for order in dict.fromkeys(order for order, _ in runs):
+            scores = concept_scores(
+                order, *given, classes=labels[n : n + 1], beta=concepts.beta,
+                seed=seed + n, batch_size=batch_size, points=points,
+            )[:, 0]  # fmt: skip
+            log.add(f"scores/{order}", scores, order)
+            for score in (score for other, score in runs if other == order):
+                name = f"{order}, {score}"
+                curves = class_curves(
+                    *given, scores, labels[n : n + 1], score=score, steps=steps,
+                    beta=concepts.beta, batch_size=batch_size,
+                )  # fmt: skip
+                log.add_curves(name, curves)
+
+    settings = [
+        {"class": label, "runs": [list(run) for run in runs], "points": points, "steps": steps,
+         "seed": seed + n, "penalty": penalty}
+        for n, label in enumerate(labels)
+    ]  # fmt: skip
+    return _study("class-study", network, images, [concepts], settings, measure)
+
+
+def interlayer_study(
+    network: Network,
+    images: Tensor,
+    classes: Tensor | Sequence[int],
+    source: Concepts,
+    target: Concepts,
+    penalties: Mapping[str, float],
+    orders: Sequence[str],
+    *,
+    targets: int = 5,
+    points: int = 32,
+    steps: int | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> Study:
+    """Interlayer deletion and insertion of many pictures between two blocks, as in Figure 5.
+
+    A picture's targets are the concepts of the later block with the largest relevance for its
+    class (eq. 7), among those with a positive code somewhere and a positive projection there: of
+    a concept that is present only negatively there is no largest projection to lose.
+
+    Parameters
+    ----------
+    images, classes
+        As :func:`class_study`.
+    penalties
+        λ of both blocks.
+    targets
+        Concepts of the later block a picture, T; the paper takes 5.
+
+    Returns
+    -------
+    Study
+        Curves (N, T, S) and scores (N, T, k) by order.
+
+    Raises
+    ------
+    ValueError
+        Also if a picture has fewer such targets.
+    """
+    labels = torch.as_tensor(classes).tolist()
+    if len(labels) != len(images):
+        raise ValueError(f"{len(labels)} classes for {len(images)} pictures")
+    a, b = source.block, target.block
+
+    def measure(n: int, log: "_Log") -> None:
+        both = {a: source, b: target}
+        codes = decomposition.picture_codes(network, images[n : n + 1], both, penalties)
+        log.lap("codes")
+        relevance = class_relevance(
+            network, codes[b], target.vectors, b, labels[n : n + 1], beta=target.beta,
+            points=points, batch_size=batch_size,
+        )[0, 0]  # fmt: skip
+        unit = torch.nn.functional.normalize(target.vectors, dim=1)
+        with torch.no_grad():
+            w = network.between(_maps(codes[a] @ source.vectors + source.beta, None), a, b)
+        present = ((w[0].flatten(1).T @ unit.T).amax(0) > 0) & (codes[b][0] > 0).any(0)
+        if int(present.sum()) < targets:
+            raise ValueError(f"picture {n} has {int(present.sum())} targets at {b}, not {targets}")
+        best = relevance.masked_fill(~present, -torch.inf).topk(targets).indices
+        vectors = target.vectors[best]
+        log.add("targets", best[None], "targets")
+        given = (network, codes[a], source.vectors, a)
+        for order in orders:
+            scores = concept_scores(
+                order, *given, target=b, target_vectors=vectors, beta=source.beta,
+                seed=seed + n, batch_size=batch_size, points=points,
+            )  # fmt: skip
+            log.add(f"scores/{order}", scores, order)
+            parts = [
+                interlayer_curves(
+                    *given, b, vectors[t], scores[:, t], steps=steps, beta=source.beta,
+                    batch_size=batch_size,
+                )
+                for t in range(targets)
+            ]  # fmt: skip
+            joined = [torch.stack([getattr(p, w) for p in parts], dim=1) for w in _WAYS]
+            log.add_curves(order, Curves(parts[0].x, *joined))
+
+    settings = [
+        {"class": label, "orders": list(orders), "targets": targets, "points": points,
+         "steps": steps, "seed": seed + n, "penalties": [penalties[a], penalties[b]]}
+        for n, label in enumerate(labels)
+    ]  # fmt: skip
+    return _study("interlayer-study", network, images, [source, target], settings, measure)
+
+
+_WAYS = ("deletion", "insertion")
+
+
+class _Log:
+    """What one picture's measurement has found so far: tensors by name, seconds by step."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, step: str) -> None:
+        now = time.perf_counter()
+        self.seconds[step], self._last = now - self._last, now
+
+    def add(self, name: str, tensor: Tensor, step: str) -> None:
+        self.tensors[name] = tensor.cpu().clone()  # waits for a GPU, so the lap is its own
+        self.lap(step)
+
+    def add_curves(self, name: str, curves: Curves) -> None:
+        for way in ("x", *_WAYS):
+            self.tensors[f"{way}/{name}"] = getattr(curves, way)
+        self.lap(f"curves of {name}")
+
+
+def _study(
+    stage: str,
+    network: Network,
+    images: Tensor,
+    concepts: Sequence[Concepts],
+    settings: Sequence[dict[str, Any]],
+    measure: Callable[[int, _Log], None],
+) -> Study:
+    """Measure every picture, or read what an equal run has measured."""
+    digest = hashlib.sha256()
+    for here in concepts:
+        for part in (here.vectors, here.beta):
+            digest.update(part.cpu().numpy().tobytes())
+    shared = {
+        "network": network.fingerprint,
+        "blocks": [here.block for here in concepts],
+        "concepts": digest.hexdigest(),
+    }
+    code = (network_module, decomposition, gig_module, sys.modules[__name__])
+    rows: list[dict[str, Tensor]] = []
+    laps: list[dict[str, float]] = []
+    for n, (image, own) in enumerate(zip(images, settings, strict=True)):
+
+        def compute(n: int = n) -> tuple[dict[str, Tensor], dict[str, Any]]:
+            log = _Log()
+            measure(n, log)
+            return log.tensors, {"seconds": log.seconds}
+
+        picture = hashlib.sha256(image.cpu().numpy().tobytes()).hexdigest()
+        tensors, record = artifacts.cached(
+            stage, {**shared, **own, "picture": picture}, compute, code
+        )
+        rows.append(tensors)
+        laps.append(record["seconds"])
+    curves, scores, targets = {}, {}, torch.zeros(len(rows), 0, dtype=torch.int64)
+    for key in rows[0]:
+        kind, _, name = key.partition("/")
+        if kind == "x":
+            ways = [torch.cat([row[f"{way}/{name}"] for row in rows]) for way in _WAYS]
+            curves[name] = Curves(rows[0][key], *ways)
+        elif kind == "scores":
+            joined = torch.cat([row[key] for row in rows])
+            scores[name] = joined if joined.ndim == 3 else joined[:, None]
+        elif kind == "targets":
+            targets = torch.cat([row[key] for row in rows])
+    seconds = {step: torch.tensor([lap[step] for lap in laps]) for step in laps[0]}
+    return Study(curves, scores, targets, seconds)
 
 
 # -------------------------------------------------------------------------------------- statistics

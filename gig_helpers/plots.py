@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import assets
+from .evaluation import Curves, Interval
 from .pfv import Example
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -133,6 +134,139 @@ def curves(
     error = 1.96 * array.std(axis=0, ddof=1) / math.sqrt(len(array)) if len(array) > 1 else 0 * mean
     axes.plot(np.asarray(x), mean, label=label, color=colour)
     axes.fill_between(np.asarray(x), mean - error, mean + error, color=colour, alpha=0.2, lw=0)
+
+
+def followed(
+    image: np.ndarray | Image.Image,
+    maps: Sequence[Tensor],
+    titles: Sequence[str],
+    curves: Curves,
+    marks: Sequence[int],
+) -> Figure:
+    """One picture while concepts are taken out of it: what is left of its evidence, and the curves.
+
+    Parameters
+    ----------
+    maps
+        What is left (H, W) after each of ``marks`` concepts, signed, on one scale.
+    titles
+        One a map.
+    curves
+        Of this picture (S,), one step a concept.
+    """
+    figure = plt.figure(figsize=(1.75 * (len(maps) + 1), 5.2), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.4))
+    strip = top.subplots(1, len(maps) + 1)
+    picture(strip[0], image, "picture")
+    limit = max(float(m.abs().max()) for m in maps)
+    size = np.asarray(image).shape[:2]
+    grey = np.asarray(image).mean(axis=2)
+    for axes, values, title in zip(strip[1:], maps, titles, strict=True):
+        axes.imshow(grey, cmap="gray", alpha=0.6)
+        extent = (0, size[1], size[0], 0)
+        axes.imshow(
+            np.asarray(values), cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.6, extent=extent,
+            interpolation="bilinear",
+        )  # fmt: skip
+        axes.set_title(title, fontsize="small")
+        axes.set_axis_off()
+    axes = bottom.subplots()
+    count = np.arange(len(curves.x))
+    for values, label, colour in (
+        (curves.insertion, "insertion", COLOURS[0]),
+        (curves.deletion, "deletion", COLOURS[1]),
+    ):
+        axes.plot(count, np.asarray(values), label=label, color=colour)
+    axes.plot(marks, np.asarray(curves.deletion)[list(marks)], "o", color=COLOURS[1])
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set(xlim=(0, count[-1]), xlabel="concepts deleted or inserted", ylabel="probability")
+    axes.legend()
+    return figure
+
+
+def curve_grid(
+    panels: Mapping[str, Mapping[str, Curves]], ylabel: str, xlabel: str = "share of concepts"
+) -> Figure:
+    """Mean deletion (above) and insertion curves (below) with bands, a column a title.
+
+    Parameters
+    ----------
+    panels
+        Curves (N, S) by label, by title; a label has one colour everywhere.
+    """
+    labels = list(dict.fromkeys(label for column in panels.values() for label in column))
+    figure, grid = plt.subplots(
+        2, len(panels), figsize=(max(4.2, 2.15 * len(panels)), 4.8), sharex=True, sharey="row",
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for column, (title, found) in zip(grid.T, panels.items(), strict=True):
+        for label, here in found.items():
+            colour = COLOURS[labels.index(label)]
+            curves(column[0], here.x, here.deletion, label, colour)
+            curves(column[1], here.x, here.insertion, label, colour)
+        column[0].set_title(title)
+        column[1].set_xlabel(xlabel)
+    grid[0, 0].set_ylabel(f"deletion: {ylabel}")
+    grid[1, 0].set_ylabel(f"insertion: {ylabel}")
+    handles, names = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+    return figure
+
+
+def intervals(
+    axes: Axes, groups: Mapping[str, Mapping[str, Interval]], ylabel: str, zero: bool = False
+) -> None:
+    """Means with their confidence intervals: a place on the x axis a group, a colour a label."""
+    labels = list(dict.fromkeys(label for found in groups.values() for label in found))
+    for n, label in enumerate(labels):
+        places = [x for x, found in enumerate(groups.values()) if label in found]
+        values = [found[label] for found in groups.values() if label in found]
+        mean = np.array([v.mean for v in values])
+        reach = np.array([[v.mean - v.low for v in values], [v.high - v.mean for v in values]])
+        shift = 0.7 * ((n + 0.5) / len(labels) - 0.5)
+        axes.errorbar(
+            np.array(places) + shift, mean, reach.clip(min=0), fmt="o", color=COLOURS[n],
+            label=label, capsize=2, ms=4,
+        )  # fmt: skip
+    if zero:
+        axes.axhline(0, color="0.6", lw=0.8, zorder=0)
+    axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_ylabel(ylabel)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def tradeoff(
+    lines: Mapping[tuple[str, str], Tensor],
+    points: Mapping[tuple[str, str], tuple[float, float]] | None = None,
+    mark: float | None = None,
+) -> Figure:
+    """Rel-ℓ2 against non-zero codes.
+
+    Parameters
+    ----------
+    lines
+        ``{(panel, name): (S, 3)}``, columns λ, non-zeros and Rel-ℓ2.
+    points
+        ``{(panel, name): (non-zeros, Rel-ℓ2)}``, drawn as crosses in the line's colour.
+    mark
+        A number of non-zeros to draw a dotted line at.
+    """
+    panels = list(dict.fromkeys(panel for panel, _ in lines))
+    names = list(dict.fromkeys(name for _, name in lines))
+    figure, grid = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.6), squeeze=False)
+    for axes, panel in zip(grid[0], panels, strict=True):
+        for name, colour in zip(names, COLOURS, strict=False):
+            line = np.asarray(lines[panel, name])
+            axes.plot(line[:, 1], line[:, 2], "o-", ms=3, color=colour, label=name)
+            if points and (panel, name) in points:
+                axes.plot(*points[panel, name], "x", ms=9, mew=2, color=colour)
+        if mark:
+            axes.axvline(mark, color="0.5", ls=":")
+        axes.set(xscale="log", xlabel="non-zero codes a PFV", ylabel="Rel-ℓ2", title=panel)
+        axes.set_ylim(bottom=0)
+    grid[0, 0].legend(fontsize="small")
+    figure.tight_layout()
+    return figure
 
 
 def _layout(graph: nx.DiGraph) -> dict[str, tuple[float, float]]:

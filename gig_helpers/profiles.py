@@ -29,7 +29,7 @@ class Profile:
     batch_size: int
     evaluation_pictures: int
     evaluation_steps: int
-    points: int = 16
+    points: int = 32
     expansion: int = 8
     pfvs_per_concept: int = 3
     network: str = "resnet50"
@@ -52,6 +52,7 @@ _PROFILES = {
             batch_size=8,
             evaluation_pictures=12,
             evaluation_steps=12,
+            points=16,
             pfvs_per_concept=5,
         ),
         Profile(
