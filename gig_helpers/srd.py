@@ -20,8 +20,8 @@ there the pooled vector is a target of its own, and its parts are its channels f
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
+from itertools import cycle, product
 from typing import NamedTuple
 
 import torch
@@ -371,22 +371,46 @@ def _shares(
 
     With a pool, those of the pool's inputs; the layer is then a 1×1 convolution.
     """
-    parts: Iterable[Tensor]
-    if pool is not None:
+    window, size = layer.window, tuple(x.shape[2:])
+    if pool is None and window.kernel == 1:
+        return _Shares(_ratios([linear], layer.shift, target), window, size)
+    directions = [target]
+    if layer.groups == 1 and 2 * layer.weight.shape[1] <= layer.weight.shape[0]:
+        layer, directions = _compressed(layer, target)
+    if pool is None:
+        parts = layer.parts(x, linear.shape[2:])
+    else:
         parts = (layer.linear(part) for part in pool.parts(x))
-        return _Shares(_ratios(parts, layer.shift, target), pool.window, pool.input_size)
-    parts = [linear] if layer.window.kernel == 1 else layer.parts(x, linear.shape[2:])
-    return _Shares(_ratios(parts, layer.shift, target), layer.window, tuple(x.shape[2:]))
+        window, size = pool.window, pool.input_size
+    return _Shares(_ratios(parts, layer.shift, target, directions), window, size)
 
 
-def _ratios(parts: Iterable[Tensor], shift: Tensor | None, target: Tensor) -> Tensor:
+def _compressed(layer: _Layer, target: Tensor) -> tuple[_Layer, list[Tensor]]:
+    """Parts with as few channels as the input, and the target's directions for them.
+
+    At an offset with s·W = QR, R x has the length of s·W x, and ⟨s·W x, v⟩ = ⟨R x, Qᵀv⟩.
+    """
+    outputs, inputs, *kernel = layer.weight.shape
+    q, r = torch.linalg.qr(layer.weight.flatten(2).permute(2, 0, 1))
+    weight = r.permute(1, 2, 0).reshape(inputs, inputs, *kernel)
+    turned = F.conv2d(target, q.transpose(1, 2).reshape(-1, outputs, 1, 1))
+    return replace(layer, weight=weight), list(turned.split(inputs, 1))
+
+
+def _ratios(
+    parts: Iterable[Tensor],
+    shift: Tensor | None,
+    target: Tensor,
+    directions: Iterable[Tensor] | None = None,
+) -> Tensor:
     """μ of each part (N, C, H, W) in the target, (N, parts, H, W).
 
-    μ = (⟨part, v⟩ + ⟨b, v⟩ · ‖part‖ / Σ‖part‖) / ‖v‖²; 0/0 is 0.
+    μ = (⟨part, v⟩ + ⟨b, v⟩ · ‖part‖ / Σ‖part‖) / ‖v‖²; 0/0 is 0. The inner products are taken with
+    the directions in turn, where given.
     """
     along, norms = [], []
-    for part in parts:
-        along.append((part * target).sum(1))
+    for part, direction in zip(parts, cycle(directions or [target]), strict=False):
+        along.append((part * direction).sum(1))
         norms.append(torch.linalg.vector_norm(part, dim=1))
     ratios = torch.stack(along, 1)
     if shift is not None:
