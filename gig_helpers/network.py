@@ -7,6 +7,7 @@ shortcut. A point-wise feature vector (PFV) is that tensor's channel vector at o
 import hashlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 import torchvision
@@ -285,17 +286,20 @@ def load_network(
     return Network(model, name, source, device)
 
 
-def _preactivation(block: nn.Module, x: Tensor) -> Tensor:
+def _preactivation(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
     y = F.relu(_conv_bn(block.conv1, block.bn1, x))
     if isinstance(block, Bottleneck):
         y = F.relu(_conv_bn(block.conv2, block.bn2, y))
         y = _conv_bn(block.conv3, block.bn3, y)
     else:
         y = _conv_bn(block.conv2, block.bn2, y)
-    return y + (x if block.downsample is None else _conv_bn(*block.downsample, x))
+    if block.downsample is None:
+        return y + x
+    conv, bn = block.downsample.children()
+    return y + _conv_bn(conv, bn, x)
 
 
-def _conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d, x: Tensor) -> Tensor:
+def _conv_bn(conv: Any, bn: Any, x: Tensor) -> Tensor:
     """Convolution and batch norm as one convolution: a quarter of GIG's time less."""
     weight = conv.weight * _scale(bn)[:, None, None, None]
     return F.conv2d(x, weight, _shift(bn), conv.stride, conv.padding, conv.dilation, conv.groups)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def sample(network: Network, pictures: Pictures, profile: Profile) -> PFVDataset
         "batch_size": profile.batch_size,
         "seed": profile.seed,
     }
-    key = artifacts.key("pfv", depends, code=(network_module, srd))
+    key = artifacts.key("pfv", depends, code=(network_module, srd, sys.modules[__name__]))
     folder = artifacts.folder() / f"pfv-{key}"
     size = profile.batch_size * SHARD_BATCHES
     starts = range(0, len(pictures), size)

@@ -115,13 +115,16 @@ def cards(rows: Sequence[tuple[str, Sequence[Example]]], columns: int = 5) -> Fi
     figure, grid = plt.subplots(
         len(rows), columns, figsize=(1.7 * columns, 1.45 * len(rows)), squeeze=False
     )
-    for axes, (title, found) in zip(grid, rows, strict=True):
+    for axes, (_, found) in zip(grid, rows, strict=True):
         for place in axes:
             place.set_axis_off()
         for place, example in zip(axes, found, strict=False):
             thumbnail(place, example)
-        axes[0].set_title(title, loc="left", fontsize="small")
+        axes[0].set_title(" ", loc="left", fontsize="small")
     figure.tight_layout(h_pad=0.4)
+    for axes, (title, _) in zip(grid, rows, strict=True):
+        # Written last: a title as wide as the row would push the columns apart.
+        axes[0].set_title(title, loc="left", fontsize="small")
     return figure
 
 
@@ -155,7 +158,7 @@ def followed(
         Of this picture (S,), one step a concept.
     """
     figure = plt.figure(figsize=(1.75 * (len(maps) + 1), 5.2), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.4))
+    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=(1, 1.4)))
     strip = top.subplots(1, len(maps) + 1)
     picture(strip[0], image, "picture")
     limit = max(float(m.abs().max()) for m in maps)
