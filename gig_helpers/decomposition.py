@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from . import artifacts
+from . import network as network_module
 from .clustering import Concepts
 from .network import Network
 from .pfv import PFVDataset
@@ -257,6 +258,45 @@ def picture_codes(
         flat = x.flatten(2).transpose(1, 2)
         found[block] = lasso_codes(flat, here.vectors, penalties[block], beta=here.beta)
     return found
+
+
+def load_codes(network: Network, images: Tensor, concepts: Concepts, penalty: float) -> Tensor:
+    """Codes of some pictures at one block, each from disk where an equal run has left them.
+
+    Parameters
+    ----------
+    images
+        Normalised pictures (N, 3, H, W).
+    penalty
+        λ of eq. 2.
+
+    Returns
+    -------
+    Tensor
+        (N, H·W, k), as :func:`picture_codes`.
+    """
+    block, found = concepts.block, []
+    digest = hashlib.sha256()
+    for part in (concepts.vectors, concepts.beta):
+        digest.update(part.cpu().numpy().tobytes())
+    shared = {"network": network.fingerprint, "block": block, "penalty": penalty}
+    for image in images:
+
+        def compute(image: Tensor = image) -> tuple[dict[str, Tensor], dict[str, Any]]:
+            one = picture_codes(network, image[None], {block: concepts}, {block: penalty})[block][0]
+            place = one.nonzero()
+            values = one[place[:, 0], place[:, 1]]
+            return {"place": place.int(), "values": values, "shape": torch.tensor(one.shape)}, {}
+
+        picture = hashlib.sha256(image.cpu().numpy().tobytes()).hexdigest()
+        depends = {**shared, "concepts": digest.hexdigest(), "picture": picture}
+        code = (network_module, sys.modules[__name__])
+        tensors, _ = artifacts.cached("codes", depends, compute, code)
+        codes = tensors["values"].new_zeros(tensors["shape"].tolist())
+        row, column = tensors["place"].long().unbind(dim=1)
+        codes[row, column] = tensors["values"]
+        found.append(codes.to(concepts.vectors))
+    return torch.stack(found)
 
 
 def lasso_lars_codes(

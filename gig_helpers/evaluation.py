@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isqrt, pi
+from math import isqrt, log10
 from typing import Any, cast
 
 import numpy as np
@@ -59,8 +59,8 @@ class Study:
     targets
         Of an interlayer study: numbers (N, T) of the later block's concepts; else (N, 0).
     seconds
-        By step ("codes", an order or a name of curves): wall time (N,) of each picture, on the
-        machine that made it.
+        By step ("codes", which may have been on disk, an order, "curves of" an order): wall time
+        (N,) of each picture, on the machine that made it.
     """
 
     curves: dict[str, Curves]
@@ -241,8 +241,9 @@ def class_curves(
     axis
         ``"all"``: x counts all k concepts; ``"active"``: those with a coefficient in the picture.
     steps
-        Number of intervals on x, closer together towards both ends, where the curves bend. By
-        default one a concept. Where no coefficient changes, nothing is run.
+        Number of intervals on x, at most: their ends are a geometric series from one concept to
+        half of them, mirrored in the other half, because curves bend at both ends. By default
+        one a concept. Where no coefficient changes, nothing is run.
     held
         (k,) booleans: concepts that stay in place throughout and are not counted, such as the
         ones that are :func:`always_on`.
@@ -254,7 +255,33 @@ def class_curves(
     Curves
         Of (N, S).
     """
-    _choice(score, "score", "agreement", "probability", "logit")
+    (found,) = _class_curves(
+        network, codes, concepts, source, scores, classes, (score,), ranking, absolute, axis,
+        steps, held, beta, shape, batch_size,
+    )  # fmt: skip
+    return found
+
+
+def _class_curves(
+    network: Network,
+    codes: Tensor,
+    concepts: Tensor,
+    source: str,
+    scores: Tensor,
+    classes: Tensor | Sequence[int],
+    measures: Sequence[str],
+    ranking: str = "picture",
+    absolute: bool = False,
+    axis: str = "all",
+    steps: int | None = None,
+    held: Tensor | None = None,
+    beta: Tensor | None = None,
+    shape: tuple[int, int] | None = None,
+    batch_size: int = 16,
+) -> list[Curves]:
+    """:func:`class_curves` for several scores, from one run of the network."""
+    for score in measures:
+        _choice(score, "score", "agreement", "probability", "logit")
     _choice(ranking, "ranking", "picture", "class")
     u, v, start = _inputs(network, codes, concepts, source, beta)
     labels = torch.as_tensor(classes).tolist()
@@ -264,12 +291,18 @@ def class_curves(
         scores = per_class(scores, labels)
 
     def measure(n: int) -> Callable[[Tensor], Tensor]:
-        return lambda x: _class_value(network.logits_from(x, source), labels[n], score)
+        def values(x: Tensor) -> Tensor:
+            logits = network.logits_from(x, source)
+            return torch.stack([_class_value(logits, labels[n], m) for m in measures], dim=1)
 
-    return _curves(
+        return values
+
+    all_ = _curves(
         u, v, start.expand(len(u), 1, -1), scores, measure, absolute, axis, steps, held, shape,
         batch_size,
     )  # fmt: skip
+    ways = all_.deletion.unbind(dim=2), all_.insertion.unbind(dim=2)
+    return [Curves(all_.x, *way) for way in zip(*ways, strict=True)]
 
 
 def interlayer_curves(
@@ -379,6 +412,8 @@ def class_fidelity(
 
     Parameters
     ----------
+    scores
+        (N, k), or (N, T, k) to judge T orders by the same sets.
     subsets, fraction
         How many sets, and their share of all k concepts.
     correlation
@@ -389,12 +424,14 @@ def class_fidelity(
     Returns
     -------
     Tensor
-        (N,), NaN where nothing varies.
+        (N,) or (N, T), NaN where nothing varies.
     """
     _choice(score, "score", "probability", "logit")
     _choice(correlation, "correlation", "spearman", "pearson")
     u, v, start = _inputs(network, codes, concepts, source, beta)
-    _fitting(scores, u)
+    several = scores if scores.ndim == 3 else scores[:, None]
+    for one in several.unbind(dim=1):
+        _fitting(one, u)
     size = round(fraction * len(v))
     if subsets < 2 or not 0 < size < len(v):
         raise ValueError(f"cannot compare {subsets} sets of {size} of {len(v)} concepts")
@@ -403,7 +440,7 @@ def class_fidelity(
     out = torch.zeros(subsets, len(v)).scatter_(1, torch.stack(draws), 1.0).to(start)
     relate = stats.spearmanr if correlation == "spearman" else stats.pearsonr
     result = []
-    for picture, gamma, label in zip(u, scores.to(start), classes, strict=True):
+    for picture, rows, label in zip(u, several.to(start), classes, strict=True):
         active = picture.any(dim=0)
         lost = []
         for part in out[:, active].split(batch_size):
@@ -411,10 +448,12 @@ def class_fidelity(
             with torch.no_grad():
                 logits = network.logits_from(_maps(kept, shape), source)
             lost.append(-_class_value(logits, int(label), score))
+        true = torch.cat(lost).cpu().numpy()
         with np.errstate(invalid="ignore"):
-            found = relate((out @ gamma).cpu().numpy(), torch.cat(lost).cpu().numpy())
-        result.append(float(found.statistic))
-    return torch.tensor(result, dtype=torch.float64)
+            found = [relate((out @ gamma).cpu().numpy(), true).statistic for gamma in rows]
+        result.append([float(value) for value in found])
+    both = torch.tensor(result, dtype=torch.float64)
+    return both if scores.ndim == 3 else both[:, 0]
 
 
 # ----------------------------------------------------------------------------------------- studies
@@ -426,8 +465,9 @@ def class_study(
     classes: Tensor | Sequence[int],
     concepts: Concepts,
     penalty: float,
-    runs: Sequence[tuple[str, str]],
+    orders: Sequence[str],
     *,
+    measures: Sequence[str] = ("agreement", "probability"),
     points: int = 32,
     steps: int | None = None,
     seed: int = 0,
@@ -443,8 +483,8 @@ def class_study(
         (N,), the network's predictions for them.
     penalty
         λ of eq. 2.
-    runs
-        Pairs of an order (:data:`ORDERS`) and a score (see :func:`class_curves`).
+    orders, measures
+        Some of :data:`ORDERS`, and scores of :func:`class_curves`: all come from one run.
     points, steps
         See :func:`gig_helpers.gig.attribute` and :func:`class_curves`.
 
@@ -458,27 +498,26 @@ def class_study(
         raise ValueError(f"{len(labels)} classes for {len(images)} pictures")
 
     def measure(n: int, log: "_Log") -> None:
-        penalties = {block: penalty}
-        u = decomposition.picture_codes(network, images[n : n + 1], {block: concepts}, penalties)
+        u = decomposition.load_codes(network, images[n : n + 1], concepts, penalty)
+        given = (network, u, concepts.vectors, block)
         log.lap("codes")
-        given = (network, u[block], concepts.vectors, block)
-        for order in dict.fromkeys(order for order, _ in runs):
+        for order in orders:
             scores = concept_scores(
                 order, *given, classes=labels[n : n + 1], beta=concepts.beta,
                 seed=seed + n, batch_size=batch_size, points=points,
             )[:, 0]  # fmt: skip
             log.add(f"scores/{order}", scores, order)
-            for score in (score for other, score in runs if other == order):
-                name = f"{order}, {score}"
-                curves = class_curves(
-                    *given, scores, labels[n : n + 1], score=score, steps=steps,
-                    beta=concepts.beta, batch_size=batch_size,
-                )  # fmt: skip
-                log.add_curves(name, curves)
+            found = _class_curves(
+                *given, scores, labels[n : n + 1], measures, steps=steps,
+                beta=concepts.beta, batch_size=batch_size,
+            )  # fmt: skip
+            for score, curves in zip(measures, found, strict=True):
+                log.add_curves(f"{order}, {score}", curves)
+            log.lap(f"curves of {order}")
 
     settings = [
-        {"class": label, "runs": [list(run) for run in runs], "points": points, "steps": steps,
-         "seed": seed + n, "penalty": penalty}
+        {"class": label, "orders": list(orders), "measures": list(measures), "points": points,
+         "steps": steps, "seed": seed + n, "penalty": penalty}
         for n, label in enumerate(labels)
     ]  # fmt: skip
     return _study("class-study", network, images, [concepts], settings, measure)
@@ -530,8 +569,12 @@ def interlayer_study(
     a, b = source.block, target.block
 
     def measure(n: int, log: "_Log") -> None:
-        both = {a: source, b: target}
-        codes = decomposition.picture_codes(network, images[n : n + 1], both, penalties)
+        codes = {
+            here.block: decomposition.load_codes(
+                network, images[n : n + 1], here, penalties[here.block]
+            )
+            for here in (source, target)
+        }
         log.lap("codes")
         relevance = class_relevance(
             network, codes[b], target.vectors, b, labels[n : n + 1], beta=target.beta,
@@ -562,6 +605,7 @@ def interlayer_study(
             ]  # fmt: skip
             joined = [torch.stack([getattr(p, w) for p in parts], dim=1) for w in _WAYS]
             log.add_curves(order, Curves(parts[0].x, *joined))
+            log.lap(f"curves of {order}")
 
     settings = [
         {"class": label, "orders": list(orders), "targets": targets, "points": points,
@@ -592,8 +636,7 @@ class _Log:
 
     def add_curves(self, name: str, curves: Curves) -> None:
         for way in ("x", *_WAYS):
-            self.tensors[f"{way}/{name}"] = getattr(curves, way)
-        self.lap(f"curves of {name}")
+            self.tensors[f"{way}/{name}"] = getattr(curves, way).clone()  # safetensors: own memory
 
 
 def _study(
@@ -702,9 +745,12 @@ def _curves(
     total = int(free.sum())
     x = torch.arange(total + 1, dtype=torch.float64) / total
     if steps is not None and steps < total:
-        x = (1 - torch.cos(pi * torch.arange(steps + 1, dtype=torch.float64) / steps)) / 2
+        inner = steps - 1
+        series = torch.logspace(0, log10(total / 2), inner // 2 + 1, dtype=torch.float64) / total
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        x = torch.cat([ends, series[: (inner + 1) // 2], 1 - series[: inner // 2]]).unique()
     if axis == "all":
-        x = (x * total).round() / total
+        x = (x * total).round().unique() / total
     rows: list[Tensor] = []
     for n, u in enumerate(codes):
         value = measure(n)

@@ -14,7 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import NullFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -211,8 +213,8 @@ def curve_grid(
         column[1].set_xlabel(xlabel)
     grid[0, 0].set_ylabel(f"deletion: {ylabel}")
     grid[1, 0].set_ylabel(f"insertion: {ylabel}")
-    handles, names = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+    handles = [Line2D([], [], color=COLOURS[n], label=label) for n, label in enumerate(labels)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(labels)))
     return figure
 
 
@@ -266,6 +268,7 @@ def tradeoff(
         if mark:
             axes.axvline(mark, color="0.5", ls=":")
         axes.set(xscale="log", xlabel="non-zero codes a PFV", ylabel="Rel-ℓ2", title=panel)
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(bottom=0)
     grid[0, 0].legend(fontsize="small")
     figure.tight_layout()

@@ -29,6 +29,7 @@ class Profile:
     batch_size: int
     evaluation_pictures: int
     evaluation_steps: int
+    evaluation_targets: int = 5
     points: int = 32
     expansion: int = 8
     pfvs_per_concept: int = 3
@@ -50,8 +51,10 @@ _PROFILES = {
             blocks=CHAIN,
             per_image=16,
             batch_size=8,
-            evaluation_pictures=12,
-            evaluation_steps=12,
+            # Orders × pictures × blocks forward passes: chapter 5 must end in two minutes.
+            evaluation_pictures=5,
+            evaluation_steps=8,
+            evaluation_targets=2,
             points=16,
             pfvs_per_concept=5,
         ),

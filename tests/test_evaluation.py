@@ -11,9 +11,11 @@ from gig_helpers.evaluation import (
     always_on,
     class_curves,
     class_fidelity,
+    class_study,
     compare,
     concept_scores,
     interlayer_curves,
+    interlayer_study,
     interval,
     per_class,
 )
@@ -143,6 +145,18 @@ def test_steps_that_change_nothing_are_not_run(net):
     assert net.seen == 2 * 4  # none, one, two, three concepts; twice
 
 
+def test_few_steps_lie_close_together_at_both_ends(net):
+    curves = class_curves(
+        net, torch.ones(1, 1, 64).double(), torch.ones(64, 3).double(), "a",
+        torch.arange(64.0)[None], [0], score="logit", steps=6,
+    )  # fmt: skip
+    # From 1 to 32 by factors of 32^(1/2) = 5.7, and the same from the other end.
+    assert (curves.x * 64).tolist() == [0, 1, 6, 32, 58, 63, 64]
+    # By hand: u v = s(1, 1, 1), of which logit 0 takes 1 + 2 − 4.
+    torch.testing.assert_close(curves.insertion[0], -0.5 - 64 * curves.x, rtol=0, atol=1e-9)
+    assert curves.auc()[1].item() == pytest.approx(-0.5 - 32)  # exact for a straight line
+
+
 @pytest.mark.parametrize("steps", [None, 7])
 @pytest.mark.parametrize("axis", ["all", "active"])
 def test_ends_are_the_reconstruction_and_beta(net, axis, steps):
@@ -227,10 +241,12 @@ def test_fidelity_of_a_linear_network_is_one(net):
             net, codes, concepts, "a", -gamma, [0, 0], correlation=correlation, subsets=50
         )
         torch.testing.assert_close(found, -torch.ones(2).double(), rtol=0, atol=1e-9)
-    other = class_fidelity(
-        net, codes, concepts, "a", torch.randn(2, 30, generator=generator), [0, 0]
-    )
+    noise = torch.randn(2, 30, generator=generator)
+    other = class_fidelity(net, codes, concepts, "a", noise, [0, 0])
     assert (other.abs() < 0.9).all()
+    together = class_fidelity(net, codes, concepts, "a", torch.stack([noise, gamma], 1), [0, 0])
+    torch.testing.assert_close(together[:, 0], other)
+    torch.testing.assert_close(together[:, 1], torch.ones(2).double(), rtol=0, atol=1e-9)
 
 
 def test_intervals_and_paired_comparison():
@@ -297,3 +313,87 @@ def test_every_order_on_a_real_architecture():
         assert scores.shape == (2, 3, 6) and scores.isfinite().all()
         scores = concept_scores(order, small, codes, concepts, "layer2.1", classes=[[1], [3]])
         assert scores.shape == (2, 1, 6) and scores.isfinite().all()
+
+
+def test_studies_are_what_the_functions_find_and_are_kept(tmp_path, monkeypatch):
+    import torchvision
+
+    from gig_helpers import decomposition
+    from gig_helpers.clustering import Concepts
+    from gig_helpers.network import Network
+
+    monkeypatch.setenv("GIG_ARTIFACTS", str(tmp_path))
+    torch.manual_seed(0)
+    small = Network(torchvision.models.resnet18(num_classes=5), device="cpu")
+    images = torch.randn(3, 3, 64, 64)
+    blocks = ("layer3.1", "layer4.0")
+    found = small.preactivations(images, blocks)
+    concepts, penalties = {}, dict.fromkeys(blocks, 0.5)
+    for b in blocks:
+        beta = small.bn_shift(b)
+        vectors = found[b].transpose(0, 1).flatten(1).T[:7] - beta
+        concepts[b] = Concepts(vectors.clone(), beta, torch.zeros(7), b)
+    here, labels = concepts["layer3.1"], [0, 1, 2]
+
+    def both(n):
+        one = class_study(
+            small, images[:n], labels[:n], here, 0.5, ["gig", "random"], points=4, steps=4
+        )
+        two = interlayer_study(
+            small, images[:n], labels[:n], *concepts.values(), penalties, ["gig", "random"],
+            targets=2, points=4, steps=4,
+        )  # fmt: skip
+        return one, two
+
+    both(2)
+    codes = decomposition.picture_codes(small, images, concepts, penalties)
+    made = len(list(tmp_path.iterdir()))
+    with monkeypatch.context() as patch:  # the first two pictures are read, not run
+        patch.setattr(small, "preactivations", None)
+        both(2)
+    one, two = both(3)
+    assert len(list(tmp_path.iterdir())) == made * 3 // 2
+    assert one.seconds["gig"].shape == (3,) and two.targets.shape == (3, 2)
+
+    u, v = codes["layer3.1"], here.vectors
+    scores = concept_scores("gig", small, u, v, "layer3.1", classes=[[c] for c in labels], points=4)
+    # Batches of another size round differently in float32.
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(one.scores["gig"], scores, **close)
+    for score in ("agreement", "probability"):
+        direct = class_curves(
+            small, u, v, "layer3.1", one.scores["gig"][:, 0], labels, score=score, steps=4
+        )
+        for way in ("x", "deletion", "insertion"):
+            stored = getattr(one.curves[f"gig, {score}"], way)
+            torch.testing.assert_close(stored, getattr(direct, way), **close)
+    for t in range(2):
+        vectors = concepts["layer4.0"].vectors[two.targets[:, t]]
+        direct = interlayer_curves(
+            small, u, v, "layer3.1", "layer4.0", vectors, two.scores["gig"][:, t], steps=4
+        )
+        torch.testing.assert_close(two.curves["gig"].insertion[:, t], direct.insertion, **close)
+        torch.testing.assert_close(two.curves["gig"].deletion[:, t], direct.deletion, **close)
+
+
+def test_codes_are_kept_as_they_are(tmp_path, monkeypatch):
+    import torchvision
+
+    from gig_helpers import decomposition
+    from gig_helpers.clustering import Concepts
+    from gig_helpers.network import Network
+
+    monkeypatch.setenv("GIG_ARTIFACTS", str(tmp_path))
+    torch.manual_seed(0)
+    small = Network(torchvision.models.resnet18(num_classes=5), device="cpu")
+    images = torch.randn(2, 3, 64, 64)
+    beta = small.bn_shift("layer3.1")
+    here = Concepts(torch.randn(9, 256), beta, torch.zeros(9), "layer3.1")
+    first = decomposition.load_codes(small, images, here, 2.0)
+    alone = [
+        decomposition.picture_codes(small, image[None], {"layer3.1": here}, {"layer3.1": 2.0})
+        for image in images
+    ]
+    assert torch.equal(first, torch.cat([codes["layer3.1"] for codes in alone]))
+    monkeypatch.setattr(small, "preactivations", None)
+    assert torch.equal(decomposition.load_codes(small, images, here, 2.0), first)
