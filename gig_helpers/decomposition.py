@@ -446,10 +446,13 @@ def _newton(gram: Tensor, u: Tensor, gradient: Tensor, lam: float) -> tuple[Tens
     pairs = (used[:, :, None] & used[:, None]).to(gram)
     diagonal = gram.diagonal(dim1=0, dim2=2)
     # The ridge keeps equal concepts solvable; a step with a larger curvature still descends.
-    ridge = torch.finfo(u.dtype).eps * 8 * diagonal.amax(1, keepdim=True)
+    ridge = torch.finfo(u.dtype).eps * len(u) * diagonal.amax(1, keepdim=True)
     hessian = gram.transpose(0, 1) * pairs + torch.diag_embed(torch.where(used, ridge, 1))
     slope = torch.where(used, gradient - lam * codes.sign(), 0)
-    step = torch.linalg.solve(hessian, slope[..., None])[..., 0]
+    # Cholesky: MKL's batched LU, behind torch.linalg.solve, hangs or gives NaN with two threads.
+    factor, failed = torch.linalg.cholesky_ex(hessian)
+    step = torch.cholesky_solve(slope[..., None], factor)[..., 0]
+    step = torch.where(failed[:, None] == 0, step, 0)
     crossing = torch.where(codes * (codes + step) < 0, -codes / step, torch.inf)
     length = crossing.amin(1, keepdim=True).clamp(max=1)
     moved = torch.where(crossing <= length, 0, codes + length * step)

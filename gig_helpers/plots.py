@@ -5,6 +5,7 @@ import html
 import io
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import networkx as nx
@@ -160,7 +161,8 @@ def followed(
         Of this picture (S,), one step a concept.
     """
     figure = plt.figure(figsize=(1.75 * (len(maps) + 1), 5.2), layout="constrained")
-    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=(1, 1.4)))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1, 1.4))
+    top, bottom = halves
     strip = top.subplots(1, len(maps) + 1)
     picture(strip[0], image, "picture")
     limit = max(float(m.abs().max()) for m in maps)
@@ -329,7 +331,7 @@ def still_graph(
     blocks = graph.graph["blocks"]
     columns = max(x for x, _ in places.values()) + 1
     figure, axes = plt.subplots(figsize=(max(5.0, 0.95 * columns), 1.25 * (len(blocks) + 1)))
-    size, tall = 0.52, 1.45
+    size, tall = 0.6, 1.35
     centre = {node: (x + 0.4, tall * y + 0.3) for node, (x, y) in places.items()}
 
     edges = sorted(graph.edges(data=True), key=lambda edge: edge[2]["weight"])
@@ -345,10 +347,10 @@ def still_graph(
         axes.add_collection(
             LineCollection(
                 [(centre[a], centre[b]) for a, b, _ in drawn],
-                linewidths=0.4 + 2.8 * weights,
+                linewidths=0.3 + (1.2 if oppose else 2.8) * weights,
                 colors=[_OPPOSES] * len(drawn) if oppose else EDGES(weights),
                 linestyles="dashed" if oppose else "solid",
-                alpha=0.9,
+                alpha=0.6 if oppose else 0.9,
                 zorder=2,
             )
         )
