@@ -129,7 +129,7 @@ def duality_gap(
 ) -> Tensor:
     """How far codes can be above eq. 2's optimum, relative to their objective; shape (...,).
 
-    The dual point is the residual, scaled into the feasible set max_j |⟨v_j, θ⟩| ≤ λ.
+    The dual point is the residual, scaled into the feasible set ``max_j |⟨v_j, θ⟩| ≤ λ``.
 
     Raises
     ------

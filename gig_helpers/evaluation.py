@@ -111,7 +111,7 @@ def concept_scores(
     order
         ``"gig"``: Γ_q of eqs. 5 and 7. ``"gradient"``: gradient × code at the end of GIG's path.
         ``"ablation"``: what the target loses when concept q alone is taken out of the
-        reconstruction, the ground truth of its single effect. ``"activation"``: Σ_p |u_pq|.
+        reconstruction, the ground truth of its single effect. ``"activation"``: ``Σ_p |u_pq|``.
         ``"cosine"``: concepts alone, no picture: the cosine between the target's direction (a
         unit vector e_c for a class) and what ``v_q`` on a map of one position changes there,
         F(β + v_q) − F(β). ``"random"``: a random order.
@@ -349,6 +349,8 @@ def interlayer_curves(
     original
         X (N, HW, C) of the source block; "original" and ``residual`` need it.
 
+    Notes
+    -----
     The other parameters and what is returned are those of :func:`class_curves`.
 
     Raises
@@ -419,6 +421,8 @@ def class_fidelity(
     correlation
         ``"spearman"`` or ``"pearson"``.
 
+    Notes
+    -----
     The other parameters are those of :func:`class_curves`.
 
     Returns

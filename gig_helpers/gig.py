@@ -109,6 +109,8 @@ def class_relevance(
         ``"logit"`` or ``"probability"``. Section 3.3 says probability; logits do not saturate and
         do not fall because another class rises, so they are the default.
 
+    Notes
+    -----
     The other parameters, what is returned and what is raised are those of :func:`gig`. A class
     that the network does not have raises ``ValueError``.
     """

@@ -56,7 +56,7 @@ def concept_graph(
         Nodes ``"layer3.5/12"`` (attributes ``kind="concept"``, ``block``, ``concept``, ``group``:
         the class's index or ``"shared"``, ``relevance``: one value a class, ``name``) and
         ``"class/13"`` (``kind="class"``). Edges point from cause to effect and carry ``raw``, the
-        mean GIG, and ``weight``, |raw| divided by the largest |raw| between the two blocks; the
+        mean GIG, and ``weight``, ``|raw|`` over the largest ``|raw|`` between the two blocks; the
         sign of ``raw`` tells support from opposition.
 
     Raises
