@@ -186,7 +186,13 @@ def concept_scores(
 
 
 def per_class(scores: Tensor, classes: Tensor | Sequence[int]) -> Tensor:
-    """Replace every picture's scores (N, k) by the mean over the pictures of its class (N,)."""
+    """Replace every picture's scores (N, k) by the mean over the pictures of its class (N,).
+
+    Raises
+    ------
+    ValueError
+        If the two do not have the same number of pictures.
+    """
     labels = torch.as_tensor(classes, device=scores.device)
     if scores.ndim != 2 or labels.shape != scores.shape[:1]:
         raise ValueError(
@@ -429,6 +435,11 @@ def class_fidelity(
     -------
     Tensor
         (N,) or (N, T), NaN where nothing varies.
+
+    Raises
+    ------
+    ValueError
+        If an option is unknown or shapes do not fit.
     """
     _choice(score, "score", "probability", "logit")
     _choice(correlation, "correlation", "spearman", "pearson")
@@ -496,6 +507,11 @@ def class_study(
     -------
     Study
         Curves (N, S) by "order, score"; scores (N, 1, k).
+
+    Raises
+    ------
+    ValueError
+        If there is not one class a picture.
     """
     block, labels = concepts.block, torch.as_tensor(classes).tolist()
     if len(labels) != len(images):
@@ -678,7 +694,8 @@ def _study(
         rows.append(tensors)
         laps.append(record["seconds"])
     curves, scores, targets = {}, {}, torch.zeros(len(rows), 0, dtype=torch.int64)
-    for key in rows[0]:
+    rank = {order: n for n, order in enumerate(settings[0]["orders"])}  # files sort by name
+    for key in sorted(rows[0], key=lambda key: rank.get(key.partition("/")[2].split(",")[0], 0)):
         kind, _, name = key.partition("/")
         if kind == "x":
             ways = [torch.cat([row[f"{way}/{name}"] for row in rows]) for way in _WAYS]
@@ -714,7 +731,13 @@ def interval(values: Tensor, confidence: float = 0.95, seed: int = 0) -> Interva
 
 
 def compare(a: Tensor, b: Tensor, confidence: float = 0.95, seed: int = 0) -> Comparison:
-    """Paired comparison a − b of two methods on the same pictures (N,)."""
+    """Paired comparison a − b of two methods on the same pictures (N,).
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
     if a.shape != b.shape:
         raise ValueError(f"not the same pictures: {tuple(a.shape)} and {tuple(b.shape)}")
     found = interval(a - b, confidence, seed)

@@ -216,7 +216,7 @@ def curve_grid(
     grid[0, 0].set_ylabel(f"deletion: {ylabel}")
     grid[1, 0].set_ylabel(f"insertion: {ylabel}")
     handles = [Line2D([], [], color=COLOURS[n], label=label) for n, label in enumerate(labels)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(labels)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(labels)))
     return figure
 
 

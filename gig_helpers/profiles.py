@@ -52,7 +52,7 @@ _PROFILES = {
             per_image=16,
             batch_size=8,
             # Orders × pictures × blocks forward passes: chapter 5 must end in two minutes.
-            evaluation_pictures=5,
+            evaluation_pictures=4,
             evaluation_steps=8,
             evaluation_targets=2,
             points=16,

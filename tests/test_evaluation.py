@@ -337,10 +337,10 @@ def test_studies_are_what_the_functions_find_and_are_kept(tmp_path, monkeypatch)
 
     def both(n):
         one = class_study(
-            small, images[:n], labels[:n], here, 0.5, ["gig", "random"], points=4, steps=4
+            small, images[:n], labels[:n], here, 0.5, ["random", "gig"], points=4, steps=4
         )
         two = interlayer_study(
-            small, images[:n], labels[:n], *concepts.values(), penalties, ["gig", "random"],
+            small, images[:n], labels[:n], *concepts.values(), penalties, ["random", "gig"],
             targets=2, points=4, steps=4,
         )  # fmt: skip
         return one, two
@@ -353,6 +353,7 @@ def test_studies_are_what_the_functions_find_and_are_kept(tmp_path, monkeypatch)
         both(2)
     one, two = both(3)
     assert len(list(tmp_path.iterdir())) == made * 3 // 2
+    assert list(one.scores) == list(two.curves) == ["random", "gig"]
     assert one.seconds["gig"].shape == (3,) and two.targets.shape == (3, 2)
 
     u, v = codes["layer3.1"], here.vectors
