@@ -42,7 +42,22 @@ class SparseAutoencoder(Concepts):
 def random_pfvs(
     x: Tensor, beta: Tensor, n_concepts: int, random_state: int = 0, *, block: str = ""
 ) -> Concepts:
-    """Some of the PFVs, drawn without repetition: what every method must beat."""
+    """Some of the PFVs, drawn without repetition: what every method must beat.
+
+    Parameters
+    ----------
+    x
+        PFVs (N, C), not centred.
+    beta
+        μ_BN (C,).
+    n_concepts
+        k, at most N.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, x is not finite, or there are more concepts than PFVs.
+    """
     _check(x, beta, n_concepts)
     chosen = np.random.default_rng(random_state).choice(len(x), n_concepts, replace=False)
     return _nearest(x, beta, (x - beta)[torch.from_numpy(chosen).to(x.device)], block)
@@ -57,7 +72,11 @@ def kmeans(
     members: Members = "unit",
     block: str = "",
 ) -> Concepts:
-    """Averages of the clusters that k-means, without bisecting, finds among unit vectors."""
+    """Averages of the clusters that k-means, without bisecting, finds among unit vectors.
+
+    The parameters and errors are those of :func:`random_pfvs`: x (N, C), beta (C,); ``members`` as
+    in :func:`gig_helpers.clustering.concept_vectors`.
+    """
     _check(x, beta, n_concepts)
     unit = F.normalize(x - beta, dim=1).cpu().numpy()
     found = KMeans(n_concepts, n_init=1, random_state=random_state).fit(unit).labels_
@@ -80,6 +99,8 @@ def dictionary_learning(
 
     Parameters
     ----------
+    x, beta, n_concepts
+        (N, C), (C,) and k, as in :func:`random_pfvs`, with its errors.
     alpha
         λ of eq. 2 in training, where atoms have unit length. ``None``: a tenth of the mean
         ‖x − β‖.
@@ -119,14 +140,16 @@ def sparse_autoencoder(
 
     Parameters
     ----------
+    x, n_concepts
+        (N, C) and k, as in :func:`random_pfvs`, with its errors.
     beta
-        Where b_d starts.
+        (C,), where b_d starts.
     sparsity
         λ of eq. 11.
     epochs
         ``None`` trains to convergence: until a mean loss over five epochs is no more than 0.5 %
-        below that of the five before, 500 epochs at most. A small number gives an autoencoder
-        as weak as the paper's, whose Rel-ℓ2 exceeds 1 (Table 1).
+        below that of the five before, 500 epochs at most. A small number gives a weak
+        one; the paper's has a Rel-ℓ2 above 1 in most blocks (Table 1).
     """
     _check(x, beta, n_concepts)
     # A private generator leaves the caller's random state alone.

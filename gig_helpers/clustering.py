@@ -191,7 +191,7 @@ class Concepts:
         return len(self.vectors)
 
     def members(self, concept: int) -> Tensor:
-        """Indices of the PFVs that belong to a concept.
+        """Indices (m,) of the PFVs that belong to a concept.
 
         Raises
         ------

@@ -305,6 +305,7 @@ def lasso_lars_codes(
     """What :func:`lasso_codes` computes, by scikit-learn's LARS: the paper's solver, and slow.
 
     LARS follows the path down to λ and needs no tolerance. In double precision, on the CPU.
+    x (..., C) and concepts (k, C) give codes (..., k); parameters and errors are the same.
     """
     y = _centred(x, concepts, beta)
     codes = sparse_encode(
@@ -323,7 +324,13 @@ def reconstruct(codes: Tensor, concepts: Tensor, beta: Tensor) -> Tensor:
 
 
 def relative_l2(x: Tensor, x_hat: Tensor) -> Tensor:
-    """‖x − x̂‖ / ‖x‖ of each PFV (section 4.2.2); (..., C) → (...,)."""
+    """‖x − x̂‖ / ‖x‖ of each PFV (section 4.2.2); (..., C) → (...,).
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
     if x.shape != x_hat.shape:
         raise ValueError(f"shapes differ: {tuple(x.shape)} and {tuple(x_hat.shape)}")
     return (x - x_hat).norm(dim=-1) / x.norm(dim=-1)

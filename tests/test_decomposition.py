@@ -74,6 +74,14 @@ def test_float32_reaches_its_tolerance():
     assert gap.max() < 2e-5
 
 
+def test_large_working_sets():
+    # A batch of systems of this size is where MKL's LU hung, or gave NaN, with two threads.
+    x, concepts = problem(n=3, channels=400, k=300)
+    codes = lasso_codes(x, concepts, 5.0)
+    assert (codes != 0).sum(dim=1).max() > 150
+    assert duality_gap(x, concepts, codes, 5.0).max() <= 1e-5  # what was asked for
+
+
 def test_gap_bounds_the_distance_to_the_optimum():
     x, concepts = problem()
     best = objective(x, concepts, lasso_lars_codes(x, concepts, 5.0), 5.0)
