@@ -405,7 +405,7 @@ def _solve(
             codes[todo].abs().sum(1),
             lam,
         )
-        open_ = gap > tol
+        open_ = ~(gap <= tol)  # NaN is no solution
         todo, correlation, gap = todo[open_], correlation[open_], gap[open_]
     return codes, todo, gap
 
