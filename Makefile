@@ -1,4 +1,4 @@
-# make book · make test · make bench · make lint · make address · make clean
+# make book · make test · make bench · make results · make lint · make address · make clean
 # Each sets itself up: virtual environment, packages, weights.
 # PYTHON=python3.12 chooses the interpreter (3.10 or newer), PROFILE=quick|colab|paper the sizes.
 PYTHON ?= python3
@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export GIG_PROFILE := $(PROFILE)
 
-.PHONY: book test bench lint address setup clean
+.PHONY: book test bench results lint address setup clean
 
 book: setup
 	$(PY) -m bookbuild.pages
@@ -17,6 +17,11 @@ test: setup lint
 
 bench: setup
 	set -e; for script in tests/benchmarks/*.py; do echo "== $$script"; $(PY) $$script; done
+
+# The larger runs in book/results that the chapters show: PROFILE=workstation takes hours, and goes on
+# where it was killed. GIG_IMAGES names other pictures.
+results: setup
+	$(PY) -m bookbuild.results $(PARTS)
 
 lint: $(VENV)/.ready
 	$(PY) -m ruff check

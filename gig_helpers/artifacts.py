@@ -89,6 +89,23 @@ def cached(
     return tensors, json.loads(json.dumps(record))
 
 
+def recorded(name: str) -> dict[str, Any]:
+    """Figures of a larger run than the reader's own: ``book/results/NAME.json``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If no such file was recorded.
+    """
+    # An install carries the folder inside the package, a checkout beside it.
+    here = Path(__file__).parent
+    places = [here / "results", here.parent / "book" / "results"]
+    for path in (place / f"{name}.json" for place in places):
+        if path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))
+    raise FileNotFoundError(f"no {name}.json in {' or '.join(map(str, places))}: make results")
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages whose numerics a result depends on."""
     packages = ("torch", "torchvision", "captum", "scikit-learn", "numpy")

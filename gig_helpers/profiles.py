@@ -1,4 +1,4 @@
-"""Every size and seed that a run uses, by name: ``quick``, ``colab`` and ``paper``."""
+"""Every size and seed that a run uses, by name: quick, workstation, colab, paper."""
 
 import os
 from dataclasses import dataclass, replace
@@ -59,6 +59,18 @@ _PROFILES = {
             pfvs_per_concept=5,
         ),
         Profile(
+            name="workstation",
+            pictures="imagenette",
+            blocks=CHAIN,
+            per_image=4,
+            batch_size=8,
+            evaluation_pictures=50,
+            evaluation_steps=12,
+            evaluation_targets=2,
+            points=16,
+            pfvs_per_concept=6,
+        ),
+        Profile(
             name="colab",
             pictures="imagenette",
             blocks=CHAIN,
@@ -86,8 +98,9 @@ def get(name: str | None = None) -> Profile:
     Parameters
     ----------
     name
-        ``"quick"`` (two CPU cores, minutes), ``"colab"`` (one T4) or ``"paper"`` (the paper's
-        sizes). Without a name, the environment variable ``GIG_PROFILE`` decides, else ``quick``.
+        ``"quick"`` (two CPU cores, minutes), ``"workstation"`` (a few thousand pictures on CPU
+        cores, hours), ``"colab"`` (one T4) or ``"paper"`` (the paper's sizes). Without a name,
+        the environment variable ``GIG_PROFILE`` decides, else ``quick``.
 
     The environment variable ``GIG_IMAGES`` replaces the profile's pictures by a folder.
 
