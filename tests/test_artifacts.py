@@ -65,3 +65,16 @@ def test_provenance_names_what_a_run_depends_on():
     line = artifacts.provenance(profiles.get("quick"), network, "sample: 26 photographs")
     for part in ("resnet50", "keras", "v1", "26 photographs", "quick", "seed 0", version("torch")):
         assert part in line
+
+
+@pytest.mark.parametrize("name", ["concepts", "classes", "interlayer"])
+def test_recorded_runs_say_where_they_come_from(name):
+    run = artifacts.recorded(name)
+    assert run["rows"] and run["pictures"] > 1000
+    assert {"made", "provenance", "machine", "settings"} <= set(run)
+    assert "/" not in run["provenance"], "no path of the machine that made it"
+
+
+def test_a_run_that_was_not_recorded_is_named():
+    with pytest.raises(FileNotFoundError, match=r"no nothing\.json in .*: make results"):
+        artifacts.recorded("nothing")
