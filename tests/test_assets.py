@@ -140,7 +140,7 @@ def test_profiles_are_named_and_overridden(monkeypatch):
     assert len(profiles.get().blocks) == 16
     monkeypatch.setenv("GIG_IMAGES", "mine")
     assert profiles.get("quick").pictures == "mine"
-    with pytest.raises(ValueError, match="quick, colab, paper"):
+    with pytest.raises(ValueError, match="quick, workstation, colab, paper"):
         profiles.get("big")
     paper = profiles.get("paper")
     assert paper.n_concepts(256, 50_000) == 2048
