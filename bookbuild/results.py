@@ -43,11 +43,11 @@ METHODS: dict[str, tuple[int, Callable[[Tensor, Tensor, int, int], clustering.Co
         lambda x, beta, k, seed: baselines.sparse_autoencoder(x, beta, k, seed, epochs=5),
     ),
     "k-means": (1, baselines.kmeans),
+    "SAE, converged": (1, baselines.sparse_autoencoder),
     "dictionary learning": (
         1,
         lambda x, beta, k, seed: baselines.dictionary_learning(x, beta, k, seed, max_iter=3),
     ),
-    "SAE, converged": (1, baselines.sparse_autoencoder),
 }
 """Extractors, the cheapest first, with the number of seeds that they are run with."""
 
