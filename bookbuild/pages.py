@@ -30,6 +30,9 @@ VENDOR = {
 }
 """Installed package → a folder in it, and what is taken from there into the book's ``vendor/``."""
 
+SCRIPTS = [ROOT / "bookbuild" / "plotly_figure.js", ROOT / "gig_helpers" / "explore_graph.js"]
+"""Our own scripts, which draw the interactive figures."""
+
 
 def build() -> Path:
     """Build the pages unless they are up to date; return ``index.html``.
@@ -40,7 +43,7 @@ def build() -> Path:
         If Jupyter Book warns of anything: a broken reference, an unknown output, a page missing.
     """
     executed = [execute(chapter) for chapter in chapters()]
-    module = [*(ROOT / "gig_helpers").glob("*.py"), *(ROOT / "bookbuild").glob("*.[pj]*")]
+    module = [*(ROOT / "gig_helpers").glob("*.py"), *(ROOT / "bookbuild").glob("*.py"), *SCRIPTS]
     config = [ROOT / "_config.yml", ROOT / "_toc.yml", ROOT / "requirements.txt"]
     wanted = digest([*executed, *module, *config, *_book_files()])
     index = HTML / "index.html"
@@ -89,7 +92,8 @@ def _vendor(folder: Path) -> None:
                 shutil.copytree(source, folder / part)
             else:
                 shutil.copy(source, folder / part)
-    shutil.copy(ROOT / "bookbuild" / "plotly_figure.js", folder)
+    for script in SCRIPTS:
+        shutil.copy(script, folder)
 
 
 def _provenance() -> str:

@@ -38,6 +38,7 @@
   function draw() {
     for (const { element, data, layout } of figures) {
       Plotly.react(element, data, themed(layout), { responsive: true, displaylogo: false });
+      if (layout.meta?.graph) exploreGraph(element);
     }
   }
 

@@ -35,6 +35,8 @@ class PlotlyFigure(MimeRenderPlugin):
         # "<" is the one character that could end the script element early.
         content = json.dumps({"data": figure["data"], "layout": figure["layout"]})
         content = content.replace("<", "\\u003c")
+        if "graph" in figure["layout"].get("meta", {}):
+            renderer.add_js_file("explore_graph", "../vendor/explore_graph.js", {"defer": "defer"})
         renderer.add_js_file("plotly_figure", "../vendor/plotly_figure.js", {"defer": "defer"})
         text = (
             f'<div class="plotly-figure" role="figure" aria-label="{html.escape(alt)}" '

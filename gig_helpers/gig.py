@@ -19,6 +19,7 @@ import torch
 from captum.attr._utils.approximation_methods import approximation_parameters
 from torch import Tensor
 
+from . import srd
 from .network import Network
 
 MAX_POINTS = 1024
@@ -257,34 +258,44 @@ def attribute(
     return (result, delta) if return_convergence_delta else result
 
 
-def localization(attributions: Tensor, ierfs: Tensor) -> Tensor:
-    """Carry attributions of positions to pixels, Σ_p a_p · iERF_p ("concept localization", Fig. 1).
+def localize(
+    network: Network, image: Tensor, block: str, attributions: Tensor, count: int = 24
+) -> Tensor:
+    """Carry a concept's attributions to pixels, Σ_p a_p · iERF_p ("concept localization", Fig. 1).
 
-    An iERF sums to one, so a map sums to the attributions that went into it.
+    An iERF sums to one, so the map sums to the attributions that go into it: those of the ``count``
+    strongest positions, which hold most of the whole as a rule.
 
     Parameters
     ----------
+    image
+        (1, 3, H_img, W_img), normalised.
     attributions
-        (..., P): a concept's values at P positions, all of them or the strongest few.
-    ierfs
-        (P, H_img, W_img), of the same positions in the same order.
+        (H·W,), one a position of the block's map, row by row: of :func:`gig` or
+        :func:`class_relevance` with ``positions=True``, or any other value.
+    count
+        Positions to carry, strongest absolute values first. Each costs about one backward pass.
 
     Returns
     -------
     Tensor
-        (..., H_img, W_img)
+        (H_img, W_img)
 
     Raises
     ------
     ValueError
-        If the two do not have the same number of positions.
+        If ``attributions`` has not one value a position.
     """
-    if ierfs.ndim != 3 or attributions.shape[-1] != len(ierfs):
+    x = network.preactivations(image, [block])[block]
+    if attributions.shape != (x.shape[2] * x.shape[3],):
         raise ValueError(
-            f"attributions (…, P) {tuple(attributions.shape)} and ierfs (P, H, W) "
-            f"{tuple(ierfs.shape)} do not fit"
+            f"{block}: expected attributions ({x.shape[2] * x.shape[3]},), one a position, got "
+            f"{tuple(attributions.shape)}"
         )
-    return torch.tensordot(attributions, ierfs.to(attributions), dims=1)
+    best = attributions.abs().topk(min(count, len(attributions))).indices
+    places = torch.stack([best // x.shape[3], best % x.shape[3]], dim=1).cpu()
+    fields = srd.ierf(network, image, block, places[None])[0]
+    return torch.tensordot(attributions[best], fields.to(attributions), dims=1)
 
 
 def _rule(method: str, points: int) -> tuple[list[float], list[float]]:

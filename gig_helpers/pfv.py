@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from . import artifacts, srd
+from . import artifacts, assets, profiles, srd
 from . import network as network_module
 from .assets import Pictures, UnreadablePicture
 from .network import Network
@@ -94,7 +96,8 @@ def sample(network: Network, pictures: Pictures, profile: Profile) -> PFVDataset
     uniformly, only when there are no others left.
 
     The work is cut into shards of a few batches. A run that was killed goes on at the first shard
-    that is missing, and ends with the same bytes.
+    that is missing, and ends with the same bytes; several processes may share the shards
+    (:func:`sample_part`).
 
     Returns
     -------
@@ -108,6 +111,57 @@ def sample(network: Network, pictures: Pictures, profile: Profile) -> PFVDataset
     KeyError
         If a block is unknown.
     """
+    key, depends, shards = _plan(network, pictures, profile)
+    sample_part(network, pictures, profile)
+    skipped: dict[str, str] = {}
+    for path in shards:
+        with safe_open(path, framework="pt") as file:
+            skipped |= json.loads(file.metadata()["skipped"])
+    if len(skipped) == len(pictures):
+        raise ValueError(f"no picture of {pictures.name} could be read; the first: {skipped}"[:500])
+    folder = artifacts.folder() / f"pfv-{key}"
+    artifacts.write_json(
+        folder / "manifest.json",
+        {"depends": depends, "pictures": list(pictures.paths), "skipped": skipped},
+    )
+    if skipped:
+        print(f"skipped {len(skipped)} of {len(pictures)} pictures, listed in .skipped")
+    return PFVDataset(folder, key, profile.blocks, pictures.paths, pictures.labels, skipped)
+
+
+def sample_part(
+    network: Network, pictures: Pictures, profile: Profile, rank: int = 0, world_size: int = 1
+) -> None:
+    """Make the shards that are missing, or one process's part of them.
+
+    ``torchrun --nproc-per-node 4 -m gig_helpers.pfv`` calls it in four processes, one a GPU where
+    there are GPUs. Which process makes a shard changes no byte of it, so that :func:`sample` then
+    finds a whole dataset. Machines without a common disk copy their shards into one folder.
+
+    Parameters
+    ----------
+    rank, world_size
+        This process makes shard ``rank``, ``rank + world_size``, and so on.
+
+    Raises
+    ------
+    ValueError
+        If ``rank`` is not one of 0 … ``world_size`` − 1.
+    KeyError
+        If a block is unknown.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} is not one of 0 … {world_size - 1}")
+    _, _, shards = _plan(network, pictures, profile)
+    missing = [path for path in list(shards)[rank::world_size] if not path.exists()]
+    for path in tqdm(missing, desc="sampling PFVs", unit="shard", disable=not missing):
+        _write_shard(path, network, pictures, shards[path], profile)
+
+
+def _plan(
+    network: Network, pictures: Pictures, profile: Profile
+) -> tuple[str, dict[str, Any], dict[Path, range]]:
+    """The dataset's key, what it depends on, and each shard's file with its pictures."""
     for block in profile.blocks:
         network.index(block)
     depends = {
@@ -121,25 +175,16 @@ def sample(network: Network, pictures: Pictures, profile: Profile) -> PFVDataset
     key = artifacts.key("pfv", depends, code=(network_module, srd, sys.modules[__name__]))
     folder = artifacts.folder() / f"pfv-{key}"
     size = profile.batch_size * SHARD_BATCHES
-    starts = range(0, len(pictures), size)
-    missing = [start for start in starts if not _shard_path(folder, start, size).exists()]
-    for start in tqdm(missing, desc="sampling PFVs", unit="shard", disable=not missing):
-        indices = range(start, min(start + size, len(pictures)))
-        _write_shard(_shard_path(folder, start, size), network, pictures, indices, profile)
-
-    skipped: dict[str, str] = {}
-    for start in starts:
-        with safe_open(_shard_path(folder, start, size), framework="pt") as file:
-            skipped |= json.loads(file.metadata()["skipped"])
-    if len(skipped) == len(pictures):
-        raise ValueError(f"no picture of {pictures.name} could be read; the first: {skipped}"[:500])
-    artifacts.write_json(
-        folder / "manifest.json",
-        {"depends": depends, "pictures": list(pictures.paths), "skipped": skipped},
+    return (
+        key,
+        depends,
+        {
+            folder / f"shard-{start // size:06d}.safetensors": range(
+                start, min(start + size, len(pictures))
+            )
+            for start in range(0, len(pictures), size)
+        },
     )
-    if skipped:
-        print(f"skipped {len(skipped)} of {len(pictures)} pictures, listed in .skipped")
-    return PFVDataset(folder, key, profile.blocks, pictures.paths, pictures.labels, skipped)
 
 
 def draw(contributions: Tensor, count: int, seeds: list[int]) -> Tensor:
@@ -198,16 +243,36 @@ def _write_shard(
                 kept.append(index)
             except UnreadablePicture as error:
                 skipped[pictures.paths[index]] = str(error)
-        part = (
-            _sample_batch(network, torch.stack(images), kept, pictures, profile)
+        parts = (
+            _sample_halves(network, torch.stack(images), kept, pictures, profile)
             if kept
-            else _empty_batch(network, profile)
+            else [_empty_batch(network, profile)]
         )
-        for name, tensor in part.items():
-            columns.setdefault(name, []).append(tensor)
+        for part in parts:
+            for name, tensor in part.items():
+                columns.setdefault(name, []).append(tensor)
     tensors = {name: torch.cat(parts) for name, parts in columns.items()}
     metadata = {"skipped": json.dumps(skipped, sort_keys=True)}
     artifacts.write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def _sample_halves(
+    network: Network, images: Tensor, ids: list[int], pictures: Pictures, profile: Profile
+) -> list[dict[str, Tensor]]:
+    """One batch, or as many pieces of it as the GPU's memory needs."""
+    try:
+        return [_sample_batch(network, images, ids, pictures, profile)]
+    except torch.cuda.OutOfMemoryError:
+        if len(ids) == 1:
+            raise
+    # Not inside the handler: the exception holds the frames whose tensors fill the memory.
+    torch.cuda.empty_cache()
+    half = len(ids) // 2
+    return [
+        part
+        for piece in (slice(half), slice(half, None))
+        for part in _sample_halves(network, images[piece], ids[piece], pictures, profile)
+    ]
 
 
 def _sample_batch(
@@ -246,10 +311,6 @@ def _empty_batch(network: Network, profile: Profile) -> dict[str, Tensor]:
 def _seed(seed: int, block: str, pictures: Pictures, index: int) -> int:
     text = json.dumps([seed, block, pictures.paths[index], pictures.boxes[index]])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-
-
-def _shard_path(folder: Path, start: int, size: int) -> Path:
-    return folder / f"shard-{start // size:06d}.safetensors"
 
 
 def ierfs(
@@ -378,3 +439,17 @@ def window(ierf: Tensor, share: float = 0.7) -> tuple[int, int, int]:
         if inside >= share * total:
             return top, left, side
     return 0, 0, min(height, width)
+
+
+def _main() -> None:
+    """One process's part of the profile's dataset; torchrun says which."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    profile = profiles.get()
+    network = network_module.load_network(profile.network, profile.weights)
+    sample_part(network, assets.pictures(profile.pictures), profile, rank, world_size)
+
+
+if __name__ == "__main__":
+    _main()

@@ -4,7 +4,9 @@ import base64
 import html
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -18,10 +20,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullFormatter
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from . import assets
+from . import artifacts, assets
 from .evaluation import Curves, Interval
 from .pfv import Example
 
@@ -35,6 +37,12 @@ GLOW = LinearSegmentedColormap.from_list("glow", ["black", "#a00000", "#ff5030",
 """Localisation maps: black to red, as in Figure 1."""
 
 _OPPOSES = "#009E73"
+
+_WEAKEST = 0.02
+"""Edges of an interactive graph below this weight are not sent to the page."""
+
+_TALL = 0.62
+"""Height of a node in an interactive graph; rows are 1 apart."""
 
 
 def style() -> None:
@@ -392,112 +400,201 @@ def still_graph(
 
 def interactive_graph(
     graph: nx.DiGraph,
-    thumbnails: Mapping[str, Example],
+    examples: Mapping[str, Sequence[Example]],
     pictures: Mapping[int, np.ndarray | Image.Image],
     threshold: float = 0.1,
 ) -> go.Figure:
-    """Concept graph as a plotly figure: hover a concept for its block, relevance and examples."""
+    """Concept graph as a plotly figure: hover a concept for its block, relevance and neighbours.
+
+    Parameters
+    ----------
+    examples
+        Examples of every concept node, the nearest first: it is the node's thumbnail, and all of
+        them are on its card.
+    pictures
+        One picture a class.
+    threshold
+        Edges with a smaller weight are left out.
+
+    Notes
+    -----
+    On the book's pages and in :func:`save_html`'s file ``explore_graph.js`` adds the cards, a
+    click that follows one concept, and sliders for the threshold and the number of concepts.
+    """
     places = _layout(graph)
+    nodes = list(places)
+    index = {node: i for i, node in enumerate(nodes)}
+    edges = [(a, b, d["weight"], d["raw"]) for a, b, d in graph.edges(data=True)]
     figure = go.Figure()
     steps = 6
     for level in range(steps):
         for oppose in (False, True):
-            low, high = level / steps, (level + 1) / steps
-            x: list[float | None] = []
-            y: list[float | None] = []
-            for a, b, data in graph.edges(data=True):
-                weight = data["weight"]
-                inside = low < weight <= high and weight >= threshold
-                if inside and (data["raw"] < 0) == oppose:
-                    x += [places[a][0], places[b][0], None]
-                    y += [places[a][1], places[b][1], None]
-            if x:
-                red, green, blue, _ = EDGES(high)
-                figure.add_scatter(
-                    x=x,
-                    y=y,
-                    mode="lines",
-                    line={
-                        "width": 0.5 + 4 * high,
-                        "color": _OPPOSES
-                        if oppose
-                        else f"rgb({255 * red:.0f},{255 * green:.0f},{255 * blue:.0f})",
-                        "dash": "dash" if oppose else "solid",
-                    },
-                    hoverinfo="skip",
-                )
-    nodes = list(places)
+            low, high = max(level / steps, _WEAKEST), (level + 1) / steps
+            within = [e for e in edges if low < e[2] <= high and (e[3] < 0) == oppose]
+            if not within:
+                continue
+            drawn = [(places[a], places[b]) for a, b, weight, _ in within if weight >= threshold]
+            red, green, blue = (round(255 * part) for part in EDGES(high)[:3])
+            line = {
+                "width": 0.5 + 4 * high,
+                "color": _OPPOSES if oppose else f"rgb({red},{green},{blue})",
+                "dash": "dash" if oppose else "solid",
+            }
+            figure.add_scatter(
+                x=[x for start, end in drawn for x in (start[0], end[0], None)],
+                y=[y for start, end in drawn for y in (start[1], end[1], None)],
+                mode="lines",
+                line=line,
+                hoverinfo="skip",
+                meta={"edges": [[index[a], index[b], w] for a, b, w, _ in within]},
+            )
+            # Its twin takes the edges that fade when the reader follows one concept.
+            figure.add_scatter(x=[], y=[], mode="lines", line=line, opacity=0.08, hoverinfo="skip")
+    about = [_about(graph, node, examples) for node in nodes]
     figure.add_scatter(
         x=[places[node][0] for node in nodes],
         y=[places[node][1] for node in nodes],
         mode="markers",
         marker={"size": 44, "symbol": "square", "color": "rgba(255,255,255,0.01)"},
-        text=[_hover(graph, node, thumbnails) for node in nodes],
+        text=["<br>".join(map(html.escape, lines)) for lines in about],
         hovertemplate="%{text}<extra></extra>",
     )
-    for node, (x0, y0) in places.items():
-        if node in thumbnails:
-            image: np.ndarray | Image.Image = _flat_thumbnail(thumbnails[node])
-            width = 0.9
-        else:
-            image, width = pictures[int(node.split("/")[1])], 0.8
+    cards = []
+    ranks: Counter[tuple[str, str]] = Counter()
+    for node, lines in zip(nodes, about, strict=True):
+        data = graph.nodes[node]
+        row = (data["block"], data.get("group", node))
+        found = examples.get(node, ())
+        strip = [_flat_thumbnail(example) for example in found]
+        image = strip[0] if strip else pictures[int(node.split("/")[1])]
+        width = 0.9 if strip else 0.8
+        x, y = places[node]
         figure.add_layout_image(
             source=_data_url(image),
-            x=x0,
-            y=y0,
+            x=x,
+            y=y,
             xref="x",
             yref="y",
             sizex=width,
-            sizey=0.62,
+            sizey=_TALL,
             xanchor="center",
             yanchor="middle",
             layer="above",
         )
+        cards.append(
+            {
+                "x": x,
+                "y": y,
+                "width": width,
+                "height": _TALL,
+                "rank": ranks[row],
+                "title": lines[0],
+                "lines": lines[1:],
+                "card": _data_url(_side_by_side(strip), 640) if strip else "",
+            }
+        )
+        ranks[row] += 1
+        if not strip:
+            figure.add_annotation(text=html.escape(lines[0]), x=x, y=y + 0.45, showarrow=False)
     blocks = graph.graph["blocks"]
+    columns = max(x for x, _ in places.values()) + 1
+    common = [places[n][0] for n, d in graph.nodes(data=True) if d.get("group") == "shared"]
+    if common:
+        figure.add_shape(
+            x0=min(common) - 0.55,
+            x1=max(common) + 0.55,
+            y0=-0.45,
+            y1=len(blocks) - 0.35,
+            line={"width": 1, "color": "grey"},
+            label={"text": "shared concepts", "textposition": "top center", "padding": 2},
+            layer="below",
+        )
     figure.update_layout(
         showlegend=False,
         height=110 * (len(blocks) + 1),
         margin={"l": 70, "r": 10, "t": 10, "b": 10},
         plot_bgcolor="white",
         paper_bgcolor="white",
+        meta={
+            "graph": {
+                "nodes": cards,
+                "threshold": threshold,
+                "columns": columns,
+                "hint": "Point at a concept, or reach it with the Tab key, to see its card. Click "
+                "it, or press Enter, to follow it; Escape shows all again.",
+            }
+        },
     )
-    figure.update_xaxes(visible=False)
+    figure.update_xaxes(visible=False, fixedrange=True, range=[-0.6, columns - 0.4])
     figure.update_yaxes(
         tickvals=list(range(len(blocks) + 1)),
         ticktext=[*blocks, "class"],
         showgrid=False,
         zeroline=False,
+        fixedrange=True,
+        range=[-0.5, len(blocks) + 0.6],
     )
     return figure
 
 
-def _hover(graph: nx.DiGraph, node: str, thumbnails: Mapping[str, Example]) -> str:
-    """Text of a node; whatever comes from a file's or a reader's name is escaped."""
+def save_html(figure: go.Figure, path: Path) -> None:
+    """Write :func:`interactive_graph`'s figure as one HTML file that needs nothing else.
+
+    The file holds plotly, the pictures and what makes the graph explorable, and opens in any
+    browser without internet. It is written atomically.
+    """
+    script = Path(__file__).with_name("explore_graph.js").read_text(encoding="utf-8")
+    script += "\nexploreGraph(document.getElementById('{plot_id}'));"
+    text = figure.to_html(include_plotlyjs=True, post_script=script)
+    artifacts.write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def _about(graph: nx.DiGraph, node: str, examples: Mapping[str, Sequence[Example]]) -> list[str]:
+    """A node's title and what there is to say of it, as plain text: whoever shows it escapes it."""
     data = graph.nodes[node]
     if data["kind"] == "class":
-        return f"<b>{html.escape(data['name'])}</b>"
-    lines = [f"<b>{data['block']}, concept {data['concept']}</b>"]
-    if data["name"]:
-        lines[0] += f" “{html.escape(data['name'])}”"
-    for index, value in zip(graph.graph["classes"], data["relevance"], strict=True):
-        lines.append(f"relevance for {html.escape(assets.class_names()[index])}: {value:.3g}")
-    if node in thumbnails:
-        lines.append(f"nearest PFV from {html.escape(thumbnails[node].picture)}")
-    strongest = sorted(graph.in_edges(node, data=True), key=lambda e: -abs(e[2]["raw"]))[:3]
-    for source, _, edge in strongest:
-        lines.append(f"from {source}: {edge['raw']:.3g}")
-    return "<br>".join(lines)
+        lines = [data["name"]]
+    else:
+        lines = [f"{data['block']}, concept {data['concept']}"]
+        if data["name"]:
+            lines[0] += f" “{data['name']}”"
+        for label, value in zip(graph.graph["classes"], data["relevance"], strict=True):
+            lines.append(f"relevance for {assets.class_names()[label]}: {value:.3g}")
+    for word, edges in (
+        ("from", graph.in_edges(node, data=True)),
+        ("to", graph.out_edges(node, data=True)),
+    ):
+        strongest = sorted(edges, key=lambda edge: -abs(edge[2]["raw"]))[:3]
+        ends = [f"{a if word == 'from' else b} ({d['raw']:+.3g})" for a, b, d in strongest]
+        if ends:
+            lines.append(f"{word} {', '.join(ends)}")
+    if examples.get(node):
+        lines.append(
+            f"nearest PFVs from {', '.join(dict.fromkeys(e.picture for e in examples[node]))}"
+        )
+    return lines
 
 
 def _flat_thumbnail(example: Example, size: int = 64) -> Image.Image:
+    """A crop with its red square and the iERF tile, as pixels (size, 1.5 · size)."""
     canvas = Image.new("RGB", (size + size // 2, size), "white")
     canvas.paste(Image.fromarray(example.crop).resize((size, size)), (0, 0))
     canvas.paste(Image.fromarray(_tile(example)).resize((size // 2, size // 2)), (size, 0))
+    left, top, side = (size * value / example.crop.shape[0] for value in example.square)
+    ImageDraw.Draw(canvas).rectangle((left, top, left + side - 1, top + side - 1), outline="red")
+    return canvas
+
+
+def _side_by_side(strip: Sequence[Image.Image]) -> Image.Image:
+    width, height = strip[0].size
+    canvas = Image.new("RGB", (len(strip) * (width + 6) - 6, height), "white")
+    for i, image in enumerate(strip):
+        canvas.paste(image, (i * (width + 6), 0))
     return canvas
 
 
 def _data_url(image: np.ndarray | Image.Image, size: int = 96) -> str:
-    shown = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    shown = image.copy() if isinstance(image, Image.Image) else Image.fromarray(image)
     shown.thumbnail((size, size))
     buffer = io.BytesIO()
     shown.convert("RGB").save(buffer, "JPEG", quality=80)

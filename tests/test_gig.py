@@ -6,10 +6,10 @@ from captum.attr import IntegratedGradients, LayerIntegratedGradients
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from gig_helpers import assets, clustering
+from gig_helpers import assets, clustering, srd
 from gig_helpers import gig as module
 from gig_helpers.decomposition import lasso_codes
-from gig_helpers.gig import attribute, class_relevance, gig, localization
+from gig_helpers.gig import attribute, class_relevance, gig, localize
 from gig_helpers.network import Network
 from gig_helpers.profiles import CHAIN
 
@@ -298,15 +298,20 @@ def test_no_grad_outside_does_not_matter(net):
     torch.testing.assert_close(got, expected)
 
 
-def test_localization_is_a_weighted_sum():
-    ierfs = torch.zeros(2, 3, 3)
-    ierfs[0, 0, 0], ierfs[1, 1, 1], ierfs[1, 1, 2] = 1.0, 0.5, 0.5
-    maps = localization(torch.tensor([[2.0, 4.0], [0.0, -1.0]]), ierfs)
-    expected = torch.zeros(2, 3, 3)
-    expected[0, 0, 0], expected[0, 1, 1:], expected[1, 1, 1:] = 2.0, 2.0, -0.5
-    assert torch.equal(maps, expected)
-    with pytest.raises(ValueError, match="do not fit"):
-        localization(torch.ones(3), ierfs)
+def test_localize_is_a_weighted_sum_of_ierfs(net):
+    torch.manual_seed(0)
+    image = torch.randn(1, 3, 48, 48, dtype=torch.float64)
+    block = "layer2.1"
+    side = net.preactivations(image, [block])[block].shape[2]
+    attributions = torch.randn(side**2, dtype=torch.float64)
+    expected = torch.zeros(48, 48, dtype=torch.float64)
+    strongest = sorted(range(side**2), key=lambda p: -abs(float(attributions[p])))[:5]
+    for p in strongest:
+        place = torch.tensor([[p // side, p % side]])
+        expected += attributions[p] * srd.ierf(net, image, block, place)[0]
+    torch.testing.assert_close(localize(net, image, block, attributions, 5), expected)
+    with pytest.raises(ValueError, match="one a position, got"):
+        localize(net, image, block, attributions[:-1])
 
 
 # ------------------------------------------------------------------------------------- bad input

@@ -158,10 +158,70 @@ def test_names_are_escaped(parts):
     )
     assert named.nodes[node]["name"] == evil
     photographs = dict.fromkeys((12, 13), np.zeros((8, 8, 3), np.uint8))
-    figure = plots.interactive_graph(named, _thumbnails(named, f"{evil}/a.jpg"), photographs)
-    text = figure.to_json()
-    assert "\\u003cimg" in text or "&lt;img" in text
-    assert "<img" not in text.replace("\\u003c", "<").replace("&lt;", "")
+    shots = {node: [shot] for node, shot in _thumbnails(named, f"{evil}/a.jpg").items()}
+    figure = plots.interactive_graph(named, shots, photographs)
+    # What plotly reads as HTML. The cards' texts are plain; the exported page's test shows them.
+    shown = [*figure.data[-1].text, *(note.text for note in figure.layout.annotations)]
+    assert sum("&lt;img" in text for text in shown) >= 2  # the named one, and every picture's name
+    assert not any("<img" in text for text in shown)
+
+
+def test_exported_page_follows_a_concept(pair, browser, tmp_path):
+    """The one HTML file, in a browser without internet, against networkx on the same graph."""
+    evil = "<img src=x onerror=alert(1)>"
+    graph = pair.copy()
+    first = next(n for n, d in graph.nodes(data=True) if d["block"] == BLOCKS[1])
+    graph.nodes[first]["name"] = evil
+    shots = {node: [shot] for node, shot in _thumbnails(graph, f"{evil}/a.jpg").items()}
+    photographs = dict.fromkeys((12, 13), np.zeros((8, 8, 3), np.uint8))
+    figure = plots.interactive_graph(graph, shots, photographs, threshold=0.3)
+    plots.save_html(figure, tmp_path / "graph.html")
+
+    page = browser.new_context(offline=True).new_page()
+    troubles = []
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("console", lambda line: line.type == "error" and troubles.append(line.text))
+    page.on("dialog", lambda dialog: troubles.append(dialog.message))
+    page.goto((tmp_path / "graph.html").as_uri())
+    title = f"{BLOCKS[1]}, concept {graph.nodes[first]['concept']} “{evil}”"
+    button = page.get_by_label(title, exact=True)
+    button.focus()
+    card = page.locator(".gig-card")
+    assert title in card.inner_text() and f"{evil}/a.jpg" in card.inner_text()
+    assert page.locator("img[onerror]").count() == 0
+
+    def lines():
+        """Lines in full colour and faded ones, from what plotly was given."""
+        return page.evaluate(
+            """() => document.querySelector('.js-plotly-plot').data
+            .flatMap((t, i, all) => t.meta?.edges ? [[t.x.length, all[i + 1].x.length]] : [])
+            .reduce((sum, [a, b]) => [sum[0] + a / 3, sum[1] + b / 3], [0, 0])"""
+        )
+
+    def expected(threshold, focus=None):
+        strong = nx.DiGraph(
+            [(a, b) for a, b, d in graph.edges(data=True) if d["weight"] >= threshold]
+        )
+        if focus is None:
+            return [strong.number_of_edges(), 0]
+        lineages = ({focus} | f(strong, focus) for f in (nx.ancestors, nx.descendants))
+        kept = sum(strong.subgraph(lineage).number_of_edges() for lineage in lineages)
+        return [kept, strong.number_of_edges() - kept]
+
+    assert lines() == expected(0.3)
+    button.press("Enter")
+    assert button.get_attribute("aria-pressed") == "true"
+    assert lines() == expected(0.3, first)
+    assert 0 < lines()[0] < expected(0.3)[0]
+    page.get_by_label("weakest line").fill("0.1")
+    assert lines() == expected(0.1, first)
+    button.press("Escape")
+    assert lines() == expected(0.1)
+    page.get_by_label("concepts a class and block").fill("1")
+    # One concept each of two classes and of the shared ones a block, and the two classes.
+    assert page.locator(".gig-stage > button:visible").count() == 3 * len(BLOCKS) + 2
+    page.context.close()
+    assert not troubles
 
 
 def test_curves_show_mean_and_standard_error():

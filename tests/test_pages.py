@@ -1,7 +1,5 @@
 """The built book in a browser without internet: every page as a reader sees it."""
 
-import os
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -9,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
-from playwright.sync_api import Error, sync_playwright
+from playwright.sync_api import Error
 
 from bookbuild import contents
 from bookbuild.pages import HTML, build
@@ -40,24 +38,6 @@ EMPTY = """() => {
 def html() -> Path:
     build()
     return HTML
-
-
-@pytest.fixture(scope="module")
-def browser():
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    system = next(filter(None, map(shutil.which, names)), None)
-    # A browser run by root, as in a container, starts only without its sandbox.
-    sandbox = [] if os.geteuid() else ["--no-sandbox"]
-    with sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path=system, args=sandbox)
-        except Error as problem:
-            pytest.skip(
-                "no Chromium: install it (Debian: apt-get install chromium; elsewhere: "
-                f".venv/bin/playwright install chromium): {problem.message.splitlines()[0]}"
-            )
-        yield browser
-        browser.close()
 
 
 def _open(browser, url, screen):
@@ -117,6 +97,36 @@ def test_figures_follow_the_theme(html, browser):
     page.evaluate("() => { document.documentElement.dataset.theme = 'dark' }")
     page.wait_for_function(f"(light) => ({colour})() !== light", arg=light, timeout=10_000)
     page.context.close()
+
+
+def test_the_graph_can_be_explored(html, browser):
+    page, troubles = _open(browser, (html / "book/07_concept_graph.html").as_uri(), "phone, dark")
+    drawn = """() => document.querySelector('.gig-stage .plotly-figure').data
+        .flatMap((t, i, all) => t.meta?.edges ? [[t.x.length, all[i + 1].x.length]] : [])
+        .reduce((sum, [a, b]) => [sum[0] + a / 3, sum[1] + b / 3], [0, 0])"""
+    every, faded = page.evaluate(drawn)
+    assert every > 20 and not faded
+    nodes = page.locator(".gig-stage > button:visible")
+    concept = nodes.nth(0)
+    concept.hover()
+    title = concept.get_attribute("aria-label")
+    card = page.locator(".gig-card")
+    assert title in card.inner_text() and "relevance for" in card.inner_text()
+    assert card.locator("img").evaluate("(image) => image.decode().then(() => image.naturalWidth)")
+    concept.click()
+    bright, faded = page.evaluate(drawn)
+    assert bright + faded == every and bright < every
+    concept.press("Escape")
+    assert page.evaluate(drawn) == [every, 0]
+    concept.press("Tab")
+    assert page.evaluate("() => document.activeElement.ariaLabel") == nodes.nth(1).get_attribute(
+        "aria-label"
+    )
+    page.evaluate("() => { document.documentElement.dataset.theme = 'light' }")
+    page.get_by_label("weakest line").fill("0.5")
+    assert 0 < page.evaluate(drawn)[0] < every
+    page.context.close()
+    assert not troubles
 
 
 def test_internal_links_lead_somewhere(html):

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 from dataclasses import replace
 
@@ -148,10 +149,52 @@ def test_unknown_block_is_refused_before_any_work(photographs):
     assert list(artifacts.folder().iterdir()) == []
 
 
+def test_memory_that_runs_out_halves_the_batch(photographs, monkeypatch):
+    network, pictures = small_network(), assets.pictures(str(photographs))
+    expected = pfv.sample(network, pictures, PROFILE)
+    sizes, real = [], pfv._sample_batch
+
+    def tight(network, images, *rest):
+        sizes.append(len(images))
+        if len(images) > 1:
+            raise torch.cuda.OutOfMemoryError("made up")
+        return real(network, images, *rest)
+
+    monkeypatch.setattr(pfv, "_sample_batch", tight)
+    monkeypatch.setenv("GIG_ARTIFACTS", str(photographs / "tight"))
+    found = pfv.sample(network, pictures, PROFILE)
+    assert sizes == [2, 1, 1] * 10
+    for block in PROFILE.blocks:
+        assert torch.equal(found.positions(block), expected.positions(block))
+        # Sums of a batch of one run in another order.
+        torch.testing.assert_close(
+            found.vectors(block), expected.vectors(block), rtol=1e-4, atol=1e-5
+        )
+
+    def never(network, images, *rest):
+        raise torch.cuda.OutOfMemoryError("made up")
+
+    monkeypatch.setattr(pfv, "_sample_batch", never)
+    monkeypatch.setenv("GIG_ARTIFACTS", str(photographs / "never"))
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        pfv.sample(network, pictures, PROFILE)
+
+
+def test_rank_outside_of_the_world_is_refused(photographs):
+    with pytest.raises(ValueError, match="rank 2 is not one of 0 … 1"):
+        pfv.sample_part(small_network(), assets.pictures(str(photographs)), PROFILE, 2, 2)
+
+
 def _sample_in_child(folder: str, pictures: str) -> None:
     os.environ["GIG_ARTIFACTS"] = folder
     torch.set_num_threads(1)
     pfv.sample(small_network(), assets.pictures(pictures), PROFILE)
+
+
+def _part_in_child(folder: str, pictures: str, rank: int) -> None:
+    os.environ["GIG_ARTIFACTS"] = folder
+    torch.set_num_threads(1)
+    pfv.sample_part(small_network(), assets.pictures(pictures), PROFILE, rank, 2)
 
 
 def _bytes(folder) -> dict[str, bytes]:
@@ -189,3 +232,24 @@ def test_ten_kills_end_with_the_same_bytes(photographs, tmp_path):
     last.join()
     assert last.exitcode == 0
     assert _bytes(tmp_path / "killed") == _bytes(tmp_path / "whole")
+
+
+def test_two_processes_make_the_bytes_of_one(photographs, tmp_path):
+    context = multiprocessing.get_context("spawn")
+    where = str(photographs)
+    work = [(_sample_in_child, (str(tmp_path / "whole"), where))]
+    # Each in a folder of its own, as on machines without a common disk.
+    work += [(_part_in_child, (str(tmp_path / f"part{rank}"), where, rank)) for rank in (0, 1)]
+    for target, arguments in work:
+        process = context.Process(target=target, args=arguments)
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+    parts = [{p.name for p in (tmp_path / f"part{r}").rglob("shard-*")} for r in (0, 1)]
+    assert [len(names) for names in parts] == [2, 1] and not parts[0] & parts[1]
+    shutil.copytree(tmp_path / "part1", tmp_path / "part0", dirs_exist_ok=True)
+    merge = context.Process(target=_sample_in_child, args=(str(tmp_path / "part0"), where))
+    merge.start()
+    merge.join()
+    assert merge.exitcode == 0
+    assert _bytes(tmp_path / "part0") == _bytes(tmp_path / "whole")
