@@ -1,4 +1,7 @@
-"""The PFV dataset: per picture and block some PFVs, sampled by their contribution to the output."""
+"""The PFV dataset: per picture and block some PFVs, sampled by their contribution to the output.
+
+Section 3.1 and appendix C of the paper.
+"""
 
 import hashlib
 import json
@@ -188,7 +191,7 @@ def _plan(
 
 
 def draw(contributions: Tensor, count: int, seeds: list[int]) -> Tensor:
-    """Draw positions without replacement with p ∝ max(R, 0).
+    """Draw positions without replacement with p ∝ max(R, 0) (appendix C).
 
     Parameters
     ----------

@@ -10,7 +10,8 @@ goes down to the pixels without touching a channel again. Two facts make the for
 a 1×1 convolution has one part, which is the whole, and in a k×k one the part at offset o is a
 1×1 convolution of the shifted input, k² of which cost what the k×k one costs.
 
-The rules are exact, with one choice. BN's shift b is shared among the kernel's positions in
+The paper uses it in section 3.1 and writes the shift of a batch norm in eq. 8. The rules are exact,
+with one choice. BN's shift b is shared among the kernel's positions in
 proportion to the norm of what each brings; padding brings nothing; 0/0 is 0. In a residual sum
 the target v is the sum: the main branch and a downsample shortcut have a shift each, the identity
 shortcut has none. Max-pooling selects, for each channel, one of 9 positions. It is fused with the

@@ -9,14 +9,15 @@ from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
 from playwright.sync_api import Error
 
-from bookbuild import contents
+from bookbuild import ROOT, chapters, contents
 from bookbuild.pages import HTML, build
+from bookbuild.setup_cell import address
 
 pytestmark = pytest.mark.slow
 
 SCREENS = {"desktop, light": (1280, 900, "light"), "phone, dark": (390, 800, "dark")}
-PAGE_BYTES = 12_000_000
-"""Of one page's own file with its pictures; the scripts in vendor/ are shared by all pages."""
+HTML_BYTES, PAGE_BYTES = 3_000_000, 12_000_000
+"""Of one page's own file, and of it with its pictures; vendor/ is shared by all pages."""
 
 EMPTY = """() => {
     const all = (selector, bad) => [...document.querySelectorAll(selector)].filter(bad)
@@ -154,6 +155,18 @@ def test_internal_links_lead_somewhere(html):
     assert not broken
 
 
+def test_external_links_are_these(html):
+    """The repository and Colab. Whoever adds another link lists it here, and has looked at it."""
+    known = {address(), "https://colab.research.google.com"}
+    found = set()
+    for path in html.glob("**/*.html"):
+        soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+        found |= {link["href"] for link in soup.find_all("a", href=True)}
+    outside = {link for link in found if urlsplit(link).scheme in {"http", "https"}}
+    assert outside
+    assert not [link for link in sorted(outside) if not link.startswith(tuple(known))]
+
+
 def test_pages_are_light(html):
     heavy = {}
     for name in contents():
@@ -163,15 +176,13 @@ def test_pages_are_light(html):
             (path.parent / image["src"]).resolve() for image in soup.find_all("img", src=True)
         }
         size = sum(file.stat().st_size for file in {path, *images} if file.is_file())
-        if size > PAGE_BYTES:
-            heavy[name] = size
+        if size > PAGE_BYTES or path.stat().st_size > HTML_BYTES:
+            heavy[name] = path.stat().st_size, size
     assert not heavy
+    assert len(list(html.glob("**/plotly*.min.js"))) == 1, "plotly once for the book"
 
 
 def test_chapters_have_a_colab_button_to_the_one_address(html):
-    from bookbuild import ROOT, chapters
-    from bookbuild.setup_cell import address
-
     for chapter in chapters():
         name = chapter.relative_to(ROOT).with_suffix(".html")
         repository = address().removeprefix("https://github.com/")
