@@ -33,52 +33,70 @@ function exploreGraph(element) {
     element.before(frame);
     make("style", frame, {
       textContent: `
-        .gig-graph { font-family: system-ui, sans-serif }
-        .gig-graph > .gig-controls { display: flex; flex-wrap: wrap; gap: .3em 2em; font-size: .9em }
+        .gig-graph { font-family: system-ui, sans-serif; font-size: .9rem; text-align: left }
+        .gig-graph > p { margin: .5em 0 }
+        .gig-graph > .gig-controls { display: flex; flex-wrap: wrap; gap: .3em 2em }
         .gig-graph > .gig-controls label { display: inline-flex; align-items: center; gap: .5em }
-        .gig-graph > .gig-card { display: flex; flex-wrap: wrap; gap: 1em; min-height: 10em;
-          padding: .5em 0; font-size: .85em; position: sticky; z-index: 3;
-          top: var(--pst-header-height, 0); background: var(--pst-color-background, white) }
-        .gig-graph > .gig-card img { height: 7.5em; margin: 0; background: white }
-        .gig-graph > .gig-card p { margin: 0; flex: 1 1 20em; white-space: pre-line }
         .gig-graph > .gig-scroll { overflow-x: auto }
         .gig-graph .gig-stage { position: relative; min-width: ${columns * 46}px;
           height: ${element.layout.height}px }
+        .gig-graph .gig-card { position: absolute; z-index: 3; pointer-events: none; padding: .6em;
+          box-sizing: border-box; border: 1px solid grey; border-radius: .3em; font-size: .8rem;
+          color: var(--pst-color-text-base, black); background: var(--pst-color-background, white) }
+        .gig-graph .gig-card img { height: 6.5em; max-width: 100%; margin: 0; background: white }
+        .gig-graph .gig-card p { margin: 0; white-space: pre-line; overflow-wrap: anywhere }
         .gig-graph .gig-stage > button { position: absolute; transform: translate(-50%, -50%);
           padding: 0; background: none; border: 0; cursor: pointer }
         .gig-graph .gig-stage > button:is(:hover, :focus-visible, [aria-pressed=true]) {
           outline: 3px solid #D55E00 }`,
     });
     const controls = make("div", frame, { className: "gig-controls" });
-    const card = make("div", frame, { className: "gig-card" });
-    card.setAttribute("aria-live", "polite");
-    make("p", card, { textContent: hint });
-    const stage = make("div", make("div", frame, { className: "gig-scroll" }), {
-      className: "gig-stage",
-    });
+    make("p", frame, { textContent: hint });
+    const scroll = make("div", frame, { className: "gig-scroll" });
+    const stage = make("div", scroll, { className: "gig-stage" });
     stage.append(element);
     const buttons = nodes.map((node, i) => {
       const button = make("button", stage, { type: "button" });
       button.setAttribute("aria-label", node.title);
-      button.addEventListener("mouseenter", () => show(i));
-      button.addEventListener("focus", () => show(i));
+      for (const come of ["mouseenter", "focus"]) button.addEventListener(come, () => show(i));
+      for (const go of ["mouseleave", "blur"]) button.addEventListener(go, hide);
       button.addEventListener("click", () => focus(state.focus === i ? null : i));
       return button;
     });
+    const card = make("div", stage, { className: "gig-card", hidden: true });
+    card.setAttribute("aria-live", "polite");
     frame.addEventListener("keydown", (event) => event.key === "Escape" && focus(null));
     const weights = { min: 0.02, max: 1, step: 0.02, value: threshold };
     slider(controls, "weakest line", weights, (value) => (state.threshold = value));
     const counts = { min: 1, max: ranks(), step: 1, value: ranks() };
     slider(controls, "concepts a class and block", counts, (value) => (state.top = value));
     element.on("plotly_afterplot", place);
-    return { card, buttons };
+    return { card, buttons, scroll };
   }
 
+  // The card hangs below its node, or stands above it in the lower half, within what is in view.
   function show(i) {
-    state.card.replaceChildren();
-    const { title, lines, card } = nodes[i];
-    if (card) make("img", state.card, { src: card, alt: `Nearest feature vectors of ${title}` });
-    make("p", state.card, { textContent: [title, ...lines].join("\n") });
+    const { card, buttons, scroll } = state;
+    const { title, lines, card: source } = nodes[i];
+    card.replaceChildren();
+    if (source) make("img", card, { src: source, alt: `Nearest feature vectors of ${title}` });
+    make("p", card, { textContent: [title, ...lines].join("\n") });
+    const { offsetLeft, offsetTop, offsetHeight } = buttons[i];
+    const height = scroll.clientHeight;
+    const width = Math.min(440, scroll.clientWidth);
+    const last = scroll.scrollLeft + scroll.clientWidth - width;
+    const below = offsetTop < height / 2;
+    Object.assign(card.style, {
+      width: `${width}px`,
+      left: `${Math.max(scroll.scrollLeft, Math.min(offsetLeft - width / 2, last))}px`,
+      top: below ? `${offsetTop + offsetHeight / 2 + 8}px` : "auto",
+      bottom: below ? "auto" : `${height - offsetTop + offsetHeight / 2 + 8}px`,
+    });
+    card.hidden = false;
+  }
+
+  function hide() {
+    state.card.hidden = true;
   }
 
   function focus(i) {
@@ -92,8 +110,10 @@ function exploreGraph(element) {
       const { x, y, width, height } = nodes[i];
       button.style.left = `${xaxis._offset + xaxis.l2p(x)}px`;
       button.style.top = `${yaxis._offset + yaxis.l2p(y)}px`;
-      button.style.width = `${xaxis.l2p(x + width) - xaxis.l2p(x)}px`;
-      button.style.height = `${yaxis.l2p(y) - yaxis.l2p(y + height)}px`;
+      const wide = xaxis.l2p(x + width) - xaxis.l2p(x);
+      button.style.width = `${wide}px`;
+      // Plotly keeps a picture's shape; a concept's is 3 : 2.
+      button.style.height = `${Math.min(wide / 1.5, yaxis.l2p(y) - yaxis.l2p(y + height))}px`;
     });
   }
 

@@ -513,8 +513,7 @@ def interactive_graph(
         showlegend=False,
         height=110 * (len(blocks) + 1),
         margin={"l": 70, "r": 10, "t": 10, "b": 10},
-        plot_bgcolor="white",
-        paper_bgcolor="white",
+        template="plotly_white",
         meta={
             "graph": {
                 "nodes": cards,
