@@ -42,6 +42,8 @@ class Network:
             raise TypeError(f"expected a torchvision ResNet, got {type(model).__name__}")
         self.name, self.weights = name, weights
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        # TensorFloat-32 keeps 10 bits of a convolution's inputs: sums would not add up.
+        torch.backends.cudnn.allow_tf32 = False
         self.model = model.eval().requires_grad_(False).to(self.device)
         self.blocks: tuple[str, ...] = tuple(
             f"layer{stage}.{index}"

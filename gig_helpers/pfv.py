@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from . import artifacts, assets, profiles, srd
@@ -26,6 +27,10 @@ from .profiles import Profile
 
 SHARD_BATCHES = 4
 """Batches a shard: what a killed run can lose."""
+
+
+_READERS = {"cpu": 0, "cuda": 4}
+"""Processes that read pictures, a GPU's while it computes; a CPU has none to spare."""
 
 
 @dataclass(frozen=True)
@@ -232,20 +237,40 @@ def draw(contributions: Tensor, count: int, seeds: list[int]) -> Tensor:
     return torch.stack([chosen // width, chosen % width], dim=2)
 
 
+class _Readable(Dataset):
+    """Index, picture, and what was wrong with it: one broken picture must not end a batch."""
+
+    def __init__(self, pictures: Pictures):
+        self.pictures = pictures
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor, str]:
+        try:
+            return index, self.pictures[index], ""
+        except UnreadablePicture as error:
+            return index, torch.empty(0), str(error)
+
+
 def _write_shard(
     path: Path, network: Network, pictures: Pictures, indices: range, profile: Profile
 ) -> None:
     skipped: dict[str, str] = {}
     columns: dict[str, list[Tensor]] = {}
-    for first in range(indices.start, indices.stop, profile.batch_size):
-        batch = range(first, min(first + profile.batch_size, indices.stop))
+    loader = DataLoader(
+        _Readable(pictures),
+        profile.batch_size,
+        sampler=indices,
+        num_workers=_READERS[network.device.type],
+        pin_memory=network.device.type == "cuda",
+        collate_fn=tuple,
+    )
+    for batch in loader:
         images, kept = [], []
-        for index in batch:
-            try:
-                images.append(pictures[index])
+        for index, image, problem in batch:
+            if problem:
+                skipped[pictures.paths[index]] = problem
+            else:
+                images.append(image)
                 kept.append(index)
-            except UnreadablePicture as error:
-                skipped[pictures.paths[index]] = str(error)
         parts = (
             _sample_halves(network, torch.stack(images), kept, pictures, profile)
             if kept
@@ -281,7 +306,7 @@ def _sample_halves(
 def _sample_batch(
     network: Network, images: Tensor, ids: list[int], pictures: Pictures, profile: Profile
 ) -> dict[str, Tensor]:
-    images = images.to(network.device)
+    images = images.to(network.device, non_blocking=True)
     with torch.no_grad():
         predictions = network.logits(images).argmax(dim=1)
         preactivations = network.preactivations(images, profile.blocks)

@@ -180,6 +180,16 @@ def test_memory_that_runs_out_halves_the_batch(photographs, monkeypatch):
         pfv.sample(network, pictures, PROFILE)
 
 
+def test_readers_change_nothing(photographs, monkeypatch):
+    (photographs / "junco" / "03.png").write_bytes(b"")
+    network, pictures = small_network(), assets.pictures(str(photographs))
+    for readers in (0, 2):
+        monkeypatch.setenv("GIG_ARTIFACTS", str(photographs / f"readers{readers}"))
+        monkeypatch.setitem(pfv._READERS, "cpu", readers)
+        assert list(pfv.sample(network, pictures, PROFILE).skipped) == ["junco/03.png"]
+    assert _bytes(photographs / "readers0") == _bytes(photographs / "readers2")
+
+
 def test_rank_outside_of_the_world_is_refused(photographs):
     with pytest.raises(ValueError, match="rank 2 is not one of 0 … 1"):
         pfv.sample_part(small_network(), assets.pictures(str(photographs)), PROFILE, 2, 2)
