@@ -366,6 +366,9 @@ def still_graph(
         corner = (x + 0.4 - 0.75 * size, tall * y + 0.3 - size / 2)
         if node in thumbnails:
             _draw_thumbnail(axes, thumbnails[node], corner, size)
+            name = graph.nodes[node]["name"]
+            below = (corner[0], corner[1] - 0.04)
+            axes.text(*below, name, va="top", fontsize="xx-small", parse_math=False, zorder=6)
         else:
             index = int(node.split("/")[1])
             box = (x + 0.4 - 0.4, x + 0.4 + 0.4, tall * y - 0.1, tall * y + 0.7)

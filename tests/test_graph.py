@@ -138,7 +138,12 @@ def _thumbnails(graph, picture="junco/a.jpg"):
 
 def test_still_figure_draws_every_edge_above_the_threshold(pair):
     photographs = dict.fromkeys((12, 13), np.zeros((8, 8, 3), np.uint8))
-    figure = plots.still_graph(pair, _thumbnails(pair), photographs, threshold=0.2)
+    named = pair.copy()
+    concept = next(n for n, d in named.nodes(data=True) if d["kind"] == "concept")
+    named.nodes[concept]["name"] = "$_x"  # a reader's name, not a formula
+    figure = plots.still_graph(named, _thumbnails(named), photographs, threshold=0.2)
+    figure.canvas.draw()
+    assert "$_x" in [text.get_text() for text in figure.axes[0].texts]
     drawn = sum(
         len(c.get_segments()) for c in figure.axes[0].collections if isinstance(c, LineCollection)
     )

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
 from dataclasses import replace
@@ -263,3 +264,27 @@ def test_two_processes_make_the_bytes_of_one(photographs, tmp_path):
     merge.join()
     assert merge.exitcode == 0
     assert _bytes(tmp_path / "part0") == _bytes(tmp_path / "whole")
+
+
+def _peak_in_child(folder: str, pictures: str, result) -> None:
+    _sample_in_child(folder, pictures)
+    result.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(photographs, tmp_path):
+    """Ten times as many pictures: at most 10 % more at the peak."""
+    first = sorted((photographs / "junco").iterdir())
+    for number in range(200):
+        copy = tmp_path / "more" / "junco" / f"{number:03d}.png"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(first[number % len(first)], copy)
+    context = multiprocessing.get_context("spawn")
+    peaks = []
+    for where in (photographs, tmp_path / "more"):
+        result = context.Queue()
+        folder = str(tmp_path / f"artifacts-{where.name}")
+        child = context.Process(target=_peak_in_child, args=(folder, str(where), result))
+        child.start()
+        peaks.append(result.get(timeout=300))
+        child.join()
+    assert peaks[1] < 1.1 * peaks[0]
