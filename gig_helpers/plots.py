@@ -498,7 +498,9 @@ def interactive_graph(
         )
         ranks[row] += 1
         if not strip:
-            figure.add_annotation(text=html.escape(lines[0]), x=x, y=y + 0.45, showarrow=False)
+            figure.add_annotation(
+                text=html.escape(lines[0]), x=x, y=y + 0.45, showarrow=False, font_color="black"
+            )
     blocks = graph.graph["blocks"]
     columns = max(x for x, _ in places.values()) + 1
     common = [places[n][0] for n, d in graph.nodes(data=True) if d.get("group") == "shared"]
@@ -509,7 +511,12 @@ def interactive_graph(
             y0=-0.45,
             y1=len(blocks) - 0.35,
             line={"width": 1, "color": "grey"},
-            label={"text": "shared concepts", "textposition": "top center", "padding": 2},
+            label={
+                "text": "shared concepts",
+                "textposition": "top center",
+                "padding": 2,
+                "font": {"color": "black"},
+            },
             layer="below",
         )
     figure.update_layout(
@@ -517,6 +524,7 @@ def interactive_graph(
         height=110 * (len(blocks) + 1),
         margin={"l": 70, "r": 10, "t": 10, "b": 10},
         template="plotly_white",
+        plot_bgcolor="white",  # on a dark page too: the strongest lines are navy
         meta={
             "graph": {
                 "nodes": cards,

@@ -1,5 +1,6 @@
 """pfv.py: draws follow p ∝ max(R, 0), vectors are the network's, a kill loses nothing."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -181,16 +182,6 @@ def test_memory_that_runs_out_halves_the_batch(photographs, monkeypatch):
         pfv.sample(network, pictures, PROFILE)
 
 
-def test_readers_change_nothing(photographs, monkeypatch):
-    (photographs / "junco" / "03.png").write_bytes(b"")
-    network, pictures = small_network(), assets.pictures(str(photographs))
-    for readers in (0, 2):
-        monkeypatch.setenv("GIG_ARTIFACTS", str(photographs / f"readers{readers}"))
-        monkeypatch.setitem(pfv._READERS, "cpu", readers)
-        assert list(pfv.sample(network, pictures, PROFILE).skipped) == ["junco/03.png"]
-    assert _bytes(photographs / "readers0") == _bytes(photographs / "readers2")
-
-
 def test_rank_outside_of_the_world_is_refused(photographs):
     with pytest.raises(ValueError, match="rank 2 is not one of 0 … 1"):
         pfv.sample_part(small_network(), assets.pictures(str(photographs)), PROFILE, 2, 2)
@@ -264,6 +255,27 @@ def test_two_processes_make_the_bytes_of_one(photographs, tmp_path):
     merge.join()
     assert merge.exitcode == 0
     assert _bytes(tmp_path / "part0") == _bytes(tmp_path / "whole")
+
+
+def _read_in_child(folder: str, pictures: str, readers: int) -> None:
+    pfv._READERS["cpu"] = readers
+    _sample_in_child(folder, pictures)
+
+
+def test_readers_change_nothing(photographs, tmp_path):
+    (photographs / "junco" / "03.png").write_bytes(b"")
+    context = multiprocessing.get_context("spawn")
+    for readers in (0, 2):
+        folder = str(tmp_path / f"readers{readers}")
+        child = context.Process(target=_read_in_child, args=(folder, str(photographs), readers))
+        child.start()
+        child.join(timeout=300)
+        child.kill()
+        assert child.exitcode == 0
+    found = _bytes(tmp_path / "readers0")
+    assert found == _bytes(tmp_path / "readers2")
+    manifest = next(content for name, content in found.items() if name.endswith("manifest.json"))
+    assert list(json.loads(manifest)["skipped"]) == ["junco/03.png"]
 
 
 def _peak_in_child(folder: str, pictures: str, result) -> None:
