@@ -274,7 +274,8 @@ def localize(
         (H·W,), one a position of the block's map, row by row: of :func:`gig` or
         :func:`class_relevance` with ``positions=True``, or any other value.
     count
-        Positions to carry, strongest absolute values first. Each costs about one backward pass.
+        Positions to carry, strongest absolute values first. Each is one more map that SRD takes
+        down to the pixels; they share the forward pass.
 
     Returns
     -------
