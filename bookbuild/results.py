@@ -1,17 +1,20 @@
 """Makes ``book/results``: runs larger than a page's own, which the chapters show beside theirs.
 
-    python -m bookbuild.results [classes] [interlayer] [concepts]
+    python -m bookbuild.results [classes] [interlayer] [concepts] [scale]
 
-Each part writes one JSON file, anew after every step; a run that was killed goes on where it was.
+Each part writes one JSON file, anew after every step; a run that was killed goes on where it was,
+except in ``scale``, which measures what making everything costs.
 """
 
 import os
 import platform
+import resource
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -24,6 +27,7 @@ from gig_helpers import (
     clustering,
     decomposition,
     evaluation,
+    graph,
     pfv,
     profiles,
 )
@@ -32,6 +36,8 @@ from gig_helpers.network import Network, load_network
 from . import BOOK
 
 RESULTS = BOOK / "results"
+COSTED_PICTURES = 2
+"""Pictures whose evaluation ``scale`` times; what one takes hardly varies."""
 TEST_PFVS = 400
 """PFVs a block, from either side of the split, that the extractors' errors are measured on."""
 
@@ -59,15 +65,18 @@ class Run:
     profile: profiles.Profile
     network: Network
     pictures: assets.Pictures
-    dataset: pfv.PFVDataset
+
+    @cached_property
+    def dataset(self) -> pfv.PFVDataset:
+        """The profile's PFVs, sampled when first asked for."""
+        return pfv.sample(self.network, self.pictures, self.profile)
 
 
 def start() -> Run:
-    """Load or make what the profile asks for."""
+    """Load what the profile asks for."""
     profile = profiles.get()
     network = load_network(profile.network, profile.weights)
-    pictures = assets.pictures(profile.pictures)
-    return Run(profile, network, pictures, pfv.sample(network, pictures, profile))
+    return Run(profile, network, assets.pictures(profile.pictures))
 
 
 def write(run: Run, name: str, rows: list[dict[str, Any]], **settings: Any) -> None:
@@ -270,7 +279,84 @@ def _compared(run: Run, block: str, found: dict[str, dict[str, Any]]) -> dict[st
     return row
 
 
-PARTS = {"classes": classes, "interlayer": interlayer, "concepts": concepts}
+def scale(run: Run) -> None:
+    """Seconds and memory of every stage, with a tenth of the pictures and with all (chapter 8)."""
+    rows: list[dict[str, Any]] = []
+    profile = replace(run.profile, evaluation_pictures=COSTED_PICTURES)
+    elsewhere = os.environ.get("GIG_ARTIFACTS")
+    for share in (10, 1):
+        part = Run(profile, run.network, run.pictures.subset(range(0, len(run.pictures), share)))
+        with tempfile.TemporaryDirectory(dir=artifacts.folder()) as empty:
+            os.environ["GIG_ARTIFACTS"] = empty
+            try:
+                for row in _chain(part):
+                    rows.append({"pictures": len(part.pictures), **row, **_peaks(run.network)})
+                    write(
+                        run, "scale", rows, evaluated=COSTED_PICTURES, points=profile.points,
+                        steps=profile.evaluation_steps, targets=profile.evaluation_targets,
+                        batch_size=profile.batch_size,
+                    )  # fmt: skip
+            finally:
+                os.environ.pop("GIG_ARTIFACTS")
+                if elsewhere:
+                    os.environ["GIG_ARTIFACTS"] = elsewhere
+
+
+def _chain(run: Run) -> Iterator[dict[str, Any]]:
+    """Every stage of the chain, one after the other, with the seconds it took."""
+    network, profile = run.network, run.profile
+    begin = time.perf_counter()
+
+    def row(stage: str, items: int, **more: Any) -> dict[str, Any]:
+        nonlocal begin
+        if network.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds, begin = time.perf_counter() - begin, time.perf_counter()
+        return {"stage": stage, "items": items, "seconds": seconds, **more}
+
+    yield row("sampling", len(run.dataset.pictures))
+    found, penalties = {}, {}
+    for block in profile.blocks:
+        found[block] = clustering.load_concepts(network, run.dataset, profile, block)
+        pfvs = len(found[block].labels)
+        yield row("clustering", pfvs, block=block, k=len(found[block]))
+        penalties[block] = decomposition.load_penalty(run.dataset, profile, found[block])
+        yield row("penalty", 1, block=block)
+    images, labels = evaluated(run)
+    begin = time.perf_counter()
+    options: dict[str, Any] = {
+        "points": profile.points,
+        "steps": profile.evaluation_steps,
+        "batch_size": profile.batch_size,
+    }
+    for block in profile.blocks:
+        study = evaluation.class_study(
+            network, images, labels, found[block], penalties[block], ["gig"], **options
+        )
+        steps = {step: float(t.sum()) for step, t in study.seconds.items()}
+        yield row("class curves", len(images), block=block, steps=steps)
+    for a, b in zip(profile.blocks, profile.blocks[1:], strict=False):
+        study = evaluation.interlayer_study(
+            network, images, labels, found[a], found[b], penalties, ["gig"],
+            targets=profile.evaluation_targets, **options,
+        )  # fmt: skip
+        steps = {step: float(t.sum()) for step, t in study.seconds.items()}
+        yield row("interlayer curves", len(images), block=a, target=b, steps=steps)
+    codes = decomposition.picture_codes(network, images[:1], found, penalties)
+    graph.concept_graph(network, codes, found, labels[:1], points=profile.points)
+    yield row("graph of a picture", 1)
+
+
+def _peaks(network: Network) -> dict[str, float]:
+    """Most memory so far, in MB: of the process, and of the GPU where there is one."""
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peaks = {"peak_mb": kilobytes / (1e6 if sys.platform == "darwin" else 1e3)}
+    if network.device.type == "cuda":
+        peaks["gpu_peak_mb"] = torch.cuda.max_memory_allocated(network.device) / 1e6
+    return peaks
+
+
+PARTS = {"classes": classes, "interlayer": interlayer, "concepts": concepts, "scale": scale}
 
 
 def main() -> None:

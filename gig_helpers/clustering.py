@@ -130,7 +130,7 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
             X = X.detach().cpu().numpy()
         X = validate_data(self, X, reset=reset, dtype=[np.float32, np.float64])
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return _unit_rows(torch.tensor(X, device=device))
+        return _normalize(torch.tensor(X, device=device))
 
     def _labels(self, unit: Tensor, root: np.uint64) -> NDArray[np.int64]:
         # The heap orders clusters as the one-at-a-time method would take them. When the first
@@ -382,7 +382,8 @@ def _bisect(
         index = np.zeros(real.shape, np.int64)
         index[real] = np.concatenate([clusters[c] for c in chunk])
         mask = torch.from_numpy(real).to(unit.device)
-        points = unit[torch.from_numpy(index).to(unit.device)] * mask[..., None]
+        points = unit[torch.from_numpy(index).to(unit.device)]
+        points *= mask[..., None]
         second = _two_means(points, mask, seeds[chunk], max_iter, n_init, tol).cpu().numpy()
         for row, c in enumerate(chunk):
             sides[c] = second[row, : sizes[c]]
@@ -463,7 +464,7 @@ def _uniform(seeds: NDArray[np.uint64]) -> NDArray[np.float64]:
     return (draws >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _unit_rows(x: Tensor) -> Tensor:
+def _normalize(x: Tensor) -> Tensor:
     norms = x.norm(dim=1, keepdim=True)
     zero = torch.nonzero(norms[:, 0] == 0)[:, 0]
     if len(zero):
@@ -471,7 +472,7 @@ def _unit_rows(x: Tensor) -> Tensor:
             f"{len(zero)} of {len(x)} rows are zero after centring and point nowhere "
             f"(first: {zero[:5].tolist()}): leave them out"
         )
-    return x / norms
+    return x.div_(norms)  # in place: all PFVs of a block are the most that this module holds
 
 
 def _rows(width: int) -> int:
