@@ -89,6 +89,14 @@ def cached(
     return tensors, json.loads(json.dumps(record))
 
 
+def digest(*tensors: Tensor) -> str:
+    """Hash of the values of tensors of any shape (...,), wherever they lie."""
+    values = hashlib.sha256()
+    for tensor in tensors:
+        values.update(tensor.cpu().contiguous().numpy().tobytes())
+    return values.hexdigest()[:16]
+
+
 def recorded(name: str) -> dict[str, Any]:
     """Figures of a larger run than the reader's own: ``book/results/NAME.json``.
 

@@ -17,7 +17,7 @@ from .clustering import Concepts, Members, concept_vectors, nearest_concept
 
 @dataclass(frozen=True)
 class SparseAutoencoder(Concepts):
-    """Concepts of a sparse autoencoder: decoder columns W_d, and b_d in the place of β.
+    """Concepts of a sparse autoencoder (eq. 11): decoder columns W_d, and b_d in the place of β.
 
     Its own codes come from the encoder and are never negative. For codes as sparse as another
     method's, solve eq. 2 with its ``vectors`` and ``beta``: ``decomposition.lasso_codes``.
@@ -42,7 +42,7 @@ class SparseAutoencoder(Concepts):
 def random_pfvs(
     x: Tensor, beta: Tensor, n_concepts: int, random_state: int = 0, *, block: str = ""
 ) -> Concepts:
-    """Some of the PFVs, drawn without repetition: what every method must beat.
+    """Some of the PFVs, drawn without repetition: what every method must beat; not in the paper.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def kmeans(
     members: Members = "unit",
     block: str = "",
 ) -> Concepts:
-    """Averages of the clusters that k-means, without bisecting, finds among unit vectors.
+    """Averages of the clusters of k-means, without bisecting, among unit vectors (section 3.2).
 
     The parameters and errors are those of :func:`random_pfvs`: x (N, C), beta (C,); ``members`` as
     in :func:`gig_helpers.clustering.concept_vectors`.

@@ -3,6 +3,7 @@
 import heapq
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -168,7 +169,7 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
 
 @dataclass(frozen=True)
 class Concepts:
-    """Concept vectors of a block, and the PFVs they come from.
+    """Concept vectors of a block, and the PFVs they come from (section 3.2).
 
     Attributes
     ----------
@@ -189,6 +190,11 @@ class Concepts:
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the vectors and beta."""
+        return artifacts.digest(self.vectors, self.beta)
 
     def members(self, concept: int) -> Tensor:
         """Indices (m,) of the PFVs that belong to a concept.
@@ -287,7 +293,7 @@ def extract(
 
 
 def load_concepts(network: Network, dataset: PFVDataset, profile: Profile, block: str) -> Concepts:
-    """Concepts of a block from a PFV dataset, or what an equal run made.
+    """Concepts of a block from a PFV dataset (section 3.2), or what an equal run made.
 
     Raises
     ------
@@ -353,7 +359,7 @@ def concept_vectors(x: Tensor, labels: Tensor, beta: Tensor, members: Members = 
 
 
 def nearest_concept(x: Tensor, vectors: Tensor) -> Tensor:
-    """Index (N,) of the concept vector with the largest cosine to each centred PFV (N, C)."""
+    """Concept (N,) with the largest cosine to each centred PFV (N, C): appendix B's assignment."""
     unit = F.normalize(vectors, dim=1)
     return torch.cat([(part @ unit.T).argmax(1) for part in x.split(_rows(len(vectors)))])
 

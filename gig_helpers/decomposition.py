@@ -1,6 +1,5 @@
 """PFVs and concepts to codes: x ≈ β + Σ_j u_j v_j with few u_j (eqs. 1, 2 and 9)."""
 
-import hashlib
 import math
 import sys
 import warnings
@@ -164,7 +163,7 @@ def lambda_for(
     beta: Tensor | None = None,
     rtol: float = 0.02,
 ) -> float:
-    """The λ at which a PFV has so many non-zero codes on average.
+    """The λ of eq. 2 at which a PFV has so many non-zero codes on average.
 
     A few hundred PFVs are enough to choose it.
 
@@ -218,8 +217,12 @@ def load_penalty(dataset: PFVDataset, profile: Profile, concepts: Concepts) -> f
     Chosen on 200 PFVs of the dataset. Where there are few concepts, a quarter of them is the most.
     """
     wanted = min(paper_nonzeros(concepts.block), len(concepts) / 4)
-    digest = hashlib.sha256(concepts.vectors.cpu().numpy().tobytes()).hexdigest()
-    depends = {"pfv": dataset.key, "concepts": digest, "nonzeros": wanted, "seed": profile.seed}
+    depends = {
+        "pfv": dataset.key,
+        "concepts": concepts.fingerprint,
+        "nonzeros": wanted,
+        "seed": profile.seed,
+    }
 
     def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
         x = dataset.vectors(concepts.block).to(concepts.vectors)
@@ -238,7 +241,7 @@ def picture_codes(
     concepts: Mapping[str, Concepts],
     penalties: Mapping[str, float],
 ) -> dict[str, Tensor]:
-    """Codes of every position of some pictures, at several blocks.
+    """Codes of every position of some pictures, at several blocks (eqs. 1 and 2).
 
     Parameters
     ----------
@@ -276,10 +279,12 @@ def load_codes(network: Network, images: Tensor, concepts: Concepts, penalty: fl
         (N, H·W, k), as :func:`picture_codes`.
     """
     block, found = concepts.block, []
-    digest = hashlib.sha256()
-    for part in (concepts.vectors, concepts.beta):
-        digest.update(part.cpu().numpy().tobytes())
-    shared = {"network": network.fingerprint, "block": block, "penalty": penalty}
+    shared = {
+        "network": network.fingerprint,
+        "block": block,
+        "concepts": concepts.fingerprint,
+        "penalty": penalty,
+    }
     for image in images:
 
         def compute(image: Tensor = image) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -288,8 +293,7 @@ def load_codes(network: Network, images: Tensor, concepts: Concepts, penalty: fl
             values = one[place[:, 0], place[:, 1]]
             return {"place": place.int(), "values": values, "shape": torch.tensor(one.shape)}, {}
 
-        picture = hashlib.sha256(image.cpu().numpy().tobytes()).hexdigest()
-        depends = {**shared, "concepts": digest.hexdigest(), "picture": picture}
+        depends = {**shared, "picture": artifacts.digest(image)}
         code = (network_module, sys.modules[__name__])
         tensors, _ = artifacts.cached("codes", depends, compute, code)
         codes = tensors["values"].new_zeros(tensors["shape"].tolist())
@@ -302,7 +306,7 @@ def load_codes(network: Network, images: Tensor, concepts: Concepts, penalty: fl
 def lasso_lars_codes(
     x: Tensor, concepts: Tensor, lam: float, *, beta: Tensor | None = None
 ) -> Tensor:
-    """What :func:`lasso_codes` computes, by scikit-learn's LARS: the paper's solver, and slow.
+    """Codes of eq. 2 by scikit-learn's LARS: the paper's solver, and slow.
 
     LARS follows the path down to λ and needs no tolerance. In double precision, on the CPU.
     x (..., C) and concepts (k, C) give codes (..., k); parameters and errors are the same.

@@ -5,12 +5,11 @@ Functions take one picture or many and treat each by itself. :func:`class_study`
 :func:`interlayer_study` go picture by picture and leave each on disk, so a long run can be resumed.
 """
 
-import hashlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isqrt, log10
+from math import log10
 from typing import Any, cast
 
 import numpy as np
@@ -22,15 +21,16 @@ from . import artifacts, decomposition
 from . import gig as gig_module
 from . import network as network_module
 from .clustering import Concepts
-from .gig import class_relevance, gig
+from .gig import _choice, as_maps, class_relevance, gig
 from .network import Network
 
 ORDERS = ("gig", "random", "activation", "gradient", "ablation", "cosine")
+SCORES = ("agreement", "probability", "logit")
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Scores while concepts are deleted and inserted.
+    """Scores while concepts are deleted and inserted (section 4.2).
 
     ``x`` (S,): fraction of concepts, from 0 to 1. ``deletion`` and ``insertion`` (..., S): the
     score after that fraction was removed from the reconstruction, or was put alone onto β.
@@ -47,7 +47,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Study:
-    """Curves of many pictures in several orders, and what they took.
+    """Curves of many pictures in several orders (section 4.2), and what they took.
 
     Attributes
     ----------
@@ -71,7 +71,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over pictures and its bootstrap confidence interval."""
+    """A mean over pictures and its confidence interval; not in the paper, see :func:`interval`."""
 
     mean: float
     low: float
@@ -80,7 +80,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison(Interval):
-    """Mean paired difference, its interval, and the p-value of Wilcoxon's signed-rank test."""
+    """A mean paired difference with the p-value of the signed-rank test (Wilcoxon, 1945)."""
 
     p_value: float
 
@@ -177,16 +177,18 @@ def concept_scores(
             return scores
         for n, u in enumerate(codes):
             full = start + u @ concepts
-            (whole,) = response(_maps(full[None], shape))
+            (whole,) = response(as_maps(full[None], shape))
             toward = _directions(wanted[n], by_class, whole)
             for part in u.any(dim=0).nonzero()[:, 0].split(batch_size):
                 without = full - u.T[part, :, None] * concepts[part, None]
-                scores[n, :, part] = toward @ (whole - response(_maps(without, shape))).T
+                scores[n, :, part] = toward @ (whole - response(as_maps(without, shape))).T
     return scores
 
 
 def per_class(scores: Tensor, classes: Tensor | Sequence[int]) -> Tensor:
     """Replace every picture's scores (N, k) by the mean over the pictures of its class (N,).
+
+    A ranking by class instead of by picture: section 4.2.1 does not say which it takes.
 
     Raises
     ------
@@ -202,7 +204,10 @@ def per_class(scores: Tensor, classes: Tensor | Sequence[int]) -> Tensor:
 
 
 def always_on(codes: Tensor, share: float = 0.5) -> Tensor:
-    """Which concepts (k,) have a coefficient in at least this share of all PFVs (..., k)."""
+    """Which concepts (k,) have a coefficient in at least this share of all PFVs (..., k).
+
+    To hold them in place is not in the paper; chapter 5 says why one may want to.
+    """
     return (codes != 0).flatten(0, -2).double().mean(dim=0) >= share
 
 
@@ -260,34 +265,13 @@ def class_curves(
     -------
     Curves
         Of (N, S).
+
+    Raises
+    ------
+    ValueError
+        If an option is unknown, shapes do not fit, or something is NaN.
     """
-    (found,) = _class_curves(
-        network, codes, concepts, source, scores, classes, (score,), ranking, absolute, axis,
-        steps, held, beta, shape, batch_size,
-    )  # fmt: skip
-    return found
-
-
-def _class_curves(
-    network: Network,
-    codes: Tensor,
-    concepts: Tensor,
-    source: str,
-    scores: Tensor,
-    classes: Tensor | Sequence[int],
-    measures: Sequence[str],
-    ranking: str = "picture",
-    absolute: bool = False,
-    axis: str = "all",
-    steps: int | None = None,
-    held: Tensor | None = None,
-    beta: Tensor | None = None,
-    shape: tuple[int, int] | None = None,
-    batch_size: int = 16,
-) -> list[Curves]:
-    """:func:`class_curves` for several scores, from one run of the network."""
-    for score in measures:
-        _choice(score, "score", "agreement", "probability", "logit")
+    _choice(score, "score", *SCORES)
     _choice(ranking, "ranking", "picture", "class")
     u, v, start = _inputs(network, codes, concepts, source, beta)
     labels = torch.as_tensor(classes).tolist()
@@ -297,18 +281,10 @@ def _class_curves(
         scores = per_class(scores, labels)
 
     def measure(n: int) -> Callable[[Tensor], Tensor]:
-        def values(x: Tensor) -> Tensor:
-            logits = network.logits_from(x, source)
-            return torch.stack([_class_value(logits, labels[n], m) for m in measures], dim=1)
+        return lambda x: _class_value(network.logits_from(x, source), labels[n], score)
 
-        return values
-
-    all_ = _curves(
-        u, v, start.expand(len(u), 1, -1), scores, measure, absolute, axis, steps, held, shape,
-        batch_size,
-    )  # fmt: skip
-    ways = all_.deletion.unbind(dim=2), all_.insertion.unbind(dim=2)
-    return [Curves(all_.x, *way) for way in zip(*ways, strict=True)]
+    base = start.expand(len(u), 1, -1)
+    return _curves(u, v, base, scores, measure, absolute, axis, steps, held, shape, batch_size)
 
 
 def interlayer_curves(
@@ -385,7 +361,7 @@ def interlayer_curves(
         return (w - shift) @ unit[n]
 
     def measure(n: int) -> Callable[[Tensor], Tensor]:
-        before = project(n, _maps(reference[n : n + 1], shape))[0]
+        before = project(n, as_maps(reference[n : n + 1], shape))[0]
         whole, place = before.max(dim=0)
         if not whole > 0:
             raise ValueError(f"picture {n}: the target's largest projection is {whole:.3g}")
@@ -461,7 +437,7 @@ def class_fidelity(
         for part in out[:, active].split(batch_size):
             kept = start + (picture[:, active] * (1 - part)[:, None]) @ v[active]
             with torch.no_grad():
-                logits = network.logits_from(_maps(kept, shape), source)
+                logits = network.logits_from(as_maps(kept, shape), source)
             lost.append(-_class_value(logits, int(label), score))
         true = torch.cat(lost).cpu().numpy()
         with np.errstate(invalid="ignore"):
@@ -499,7 +475,7 @@ def class_study(
     penalty
         λ of eq. 2.
     orders, measures
-        Some of :data:`ORDERS`, and scores of :func:`class_curves`: all come from one run.
+        Some of :data:`ORDERS` and of :data:`SCORES`; an order's scores come from one run.
     points, steps
         See :func:`gig_helpers.gig.attribute` and :func:`class_curves`.
 
@@ -511,27 +487,35 @@ def class_study(
     Raises
     ------
     ValueError
-        If there is not one class a picture.
+        If there is not one class a picture, or a name is unknown.
     """
+    for score in measures:
+        _choice(score, "score", *SCORES)
     block, labels = concepts.block, torch.as_tensor(classes).tolist()
     if len(labels) != len(images):
         raise ValueError(f"{len(labels)} classes for {len(images)} pictures")
 
     def measure(n: int, log: "_Log") -> None:
         u = decomposition.load_codes(network, images[n : n + 1], concepts, penalty)
-        given = (network, u, concepts.vectors, block)
         log.lap("codes")
+
+        def values(x: Tensor) -> Tensor:
+            logits = network.logits_from(x, block)
+            return torch.stack([_class_value(logits, labels[n], m) for m in measures], dim=1)
+
         for order in orders:
             scores = concept_scores(
-                order, *given, classes=labels[n : n + 1], beta=concepts.beta,
-                seed=seed + n, batch_size=batch_size, points=points,
+                order, network, u, concepts.vectors, block, classes=labels[n : n + 1],
+                beta=concepts.beta, seed=seed + n, batch_size=batch_size, points=points,
             )[:, 0]  # fmt: skip
             log.add(f"scores/{order}", scores, order)
-            found = _class_curves(
-                *given, scores, labels[n : n + 1], measures, steps=steps,
-                beta=concepts.beta, batch_size=batch_size,
+            # Every score from one run of the network.
+            both = _curves(
+                u, concepts.vectors, concepts.beta[None, None], scores, lambda _: values,
+                steps=steps, batch_size=batch_size,
             )  # fmt: skip
-            for score, curves in zip(measures, found, strict=True):
+            for m, score in enumerate(measures):
+                curves = Curves(both.x, both.deletion[..., m], both.insertion[..., m])
                 log.add_curves(f"{order}, {score}", curves)
             log.lap(f"curves of {order}")
 
@@ -602,7 +586,7 @@ def interlayer_study(
         )[0, 0]  # fmt: skip
         unit = torch.nn.functional.normalize(target.vectors, dim=1)
         with torch.no_grad():
-            w = network.between(_maps(codes[a] @ source.vectors + source.beta, None), a, b)
+            w = network.between(as_maps(codes[a] @ source.vectors + source.beta), a, b)
         present = ((w[0].flatten(1).T @ unit.T).amax(0) > 0) & (codes[b][0] > 0).any(0)
         if int(present.sum()) < targets:
             raise ValueError(f"picture {n} has {int(present.sum())} targets at {b}, not {targets}")
@@ -668,14 +652,10 @@ def _study(
     measure: Callable[[int, _Log], None],
 ) -> Study:
     """Measure every picture, or read what an equal run has measured."""
-    digest = hashlib.sha256()
-    for here in concepts:
-        for part in (here.vectors, here.beta):
-            digest.update(part.cpu().numpy().tobytes())
     shared = {
         "network": network.fingerprint,
         "blocks": [here.block for here in concepts],
-        "concepts": digest.hexdigest(),
+        "concepts": [here.fingerprint for here in concepts],
     }
     code = (network_module, decomposition, gig_module, sys.modules[__name__])
     rows: list[dict[str, Tensor]] = []
@@ -687,9 +667,8 @@ def _study(
             measure(n, log)
             return log.tensors, {"seconds": log.seconds}
 
-        picture = hashlib.sha256(image.cpu().numpy().tobytes()).hexdigest()
         tensors, record = artifacts.cached(
-            stage, {**shared, **own, "picture": picture}, compute, code
+            stage, {**shared, **own, "picture": artifacts.digest(image)}, compute, code
         )
         rows.append(tensors)
         laps.append(record["seconds"])
@@ -713,7 +692,7 @@ def _study(
 
 
 def interval(values: Tensor, confidence: float = 0.95, seed: int = 0) -> Interval:
-    """Mean over pictures (N,) with its percentile bootstrap interval (9,999 resamples).
+    """Mean over pictures (N,) with its percentile interval of 9,999 resamples (Efron, 1979).
 
     Raises
     ------
@@ -731,7 +710,7 @@ def interval(values: Tensor, confidence: float = 0.95, seed: int = 0) -> Interva
 
 
 def compare(a: Tensor, b: Tensor, confidence: float = 0.95, seed: int = 0) -> Comparison:
-    """Paired comparison a − b of two methods on the same pictures (N,).
+    """Paired comparison a − b of two methods on the same pictures (N,) (Wilcoxon, 1945).
 
     Raises
     ------
@@ -756,14 +735,17 @@ def _curves(
     base: Tensor,
     scores: Tensor,
     measure: Callable[[int], Callable[[Tensor], Tensor]],
-    absolute: bool,
-    axis: str,
-    steps: int | None,
-    held: Tensor | None,
-    shape: tuple[int, int] | None,
-    batch_size: int,
+    absolute: bool = False,
+    axis: str = "all",
+    steps: int | None = None,
+    held: Tensor | None = None,
+    shape: tuple[int, int] | None = None,
+    batch_size: int = 16,
 ) -> Curves:
-    """Curves of every picture; ``base`` (N, HW or 1, C) is what no concept is part of."""
+    """Curves of every picture; ``base`` (N, HW or 1, C) is what no concept is part of.
+
+    ``measure(n)`` maps states (B, C, H, W) of picture n to scores (B,), or (B, M) for M at once.
+    """
     _choice(axis, "axis", "all", "active")
     _fitting(scores, codes)
     free = (
@@ -805,8 +787,8 @@ def _curves(
             found.append(
                 torch.stack(
                     [
-                        value(_maps(start + full - inserted, shape)),
-                        value(_maps(start + inserted, shape)),
+                        value(as_maps(start + full - inserted, shape)),
+                        value(as_maps(start + inserted, shape)),
                     ]
                 )
             )
@@ -838,14 +820,6 @@ def _fitting(scores: Tensor, codes: Tensor) -> None:
         )
 
 
-def _maps(x: Tensor, shape: tuple[int, int] | None) -> Tensor:
-    """(B, HW, C) to (B, C, H, W)."""
-    height, width = shape or (isqrt(x.shape[1]),) * 2
-    if height * width != x.shape[1]:
-        raise ValueError(f"codes have {x.shape[1]} positions, not {height}×{width}: give shape=")
-    return x.transpose(1, 2).reshape(len(x), -1, height, width)
-
-
 def _class_value(logits: Tensor, label: int, score: str) -> Tensor:
     if score == "agreement":
         return (logits.argmax(dim=1) == label).to(logits)
@@ -857,8 +831,3 @@ def _directions(targets: Tensor, by_class: bool, like: Tensor) -> Tensor:
     if by_class:
         return torch.nn.functional.one_hot(targets, like.shape[-1]).to(like)
     return torch.nn.functional.normalize(targets.to(like), dim=1)
-
-
-def _choice(value: str, name: str, *allowed: str) -> None:
-    if value not in allowed:
-        raise ValueError(f"unknown {name} {value!r}: choose {', '.join(allowed)}")

@@ -64,11 +64,7 @@ def gig(
         If the target does not come after the source, a target vector is zero or does not fit, and
         where :func:`attribute` raises it.
     """
-    for block in (source, target):
-        if block not in network.blocks:
-            raise KeyError(f"no block {block!r}; there are {', '.join(network.blocks)}")
-    if network.blocks.index(target) <= network.blocks.index(source):
-        raise ValueError(f"target {target} must come after source {source}")
+    network.span(source, target)
     vectors = _like(network.bn_shift(target), target_vectors, "target_vectors")
     _per_picture(vectors.shape[:-1], "target_vectors", codes)
     if vectors.shape[-1] != network.channels(target):
@@ -213,12 +209,8 @@ def attribute(
         raise ValueError(f"batch_size must be positive, not {batch_size}")
     single = u.ndim == 2
     u = u[None] if single else u
-    height, width = shape or (isqrt(u.shape[1]),) * 2
-    if height * width != u.shape[1]:
-        raise ValueError(f"codes have {u.shape[1]} positions, not {height}×{width}: give shape=")
     origin = (start * (baseline == "beta"))[:, None, None]
-    # A permuted view is channels_last, in which CPU and GPU convolve fastest.
-    maps = (u @ v).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+    maps = as_maps(u @ v, shape)
 
     def path(alphas: Sequence[float]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches of points: pre-activations, their pictures, their place on the path."""
@@ -353,6 +345,23 @@ def _contract(gradient: Tensor, u: Tensor, v: Tensor, positions: bool) -> Tensor
         for t in range(targets):
             result[row, t, used] = ((sparse @ gradient[t, row]) * some).sum(dim=1)
     return result
+
+
+def as_maps(x: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+    """X of eq. 3 as the network takes it: (N, HW, C), row-major, to maps (N, C, H, W).
+
+    By default H = W.
+
+    Raises
+    ------
+    ValueError
+        If there are not H · W positions.
+    """
+    height, width = shape or (isqrt(x.shape[1]),) * 2
+    if height * width != x.shape[1]:
+        raise ValueError(f"codes have {x.shape[1]} positions, not {height}×{width}: give shape=")
+    # A permuted view is channels_last, in which CPU and GPU convolve fastest.
+    return x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
 def _like(reference: Tensor, given: Tensor, name: str) -> Tensor:

@@ -162,17 +162,17 @@ def _add_edges(
 
 
 def save_json(graph: nx.DiGraph, path: Path) -> None:
-    """Write a graph as networkx' node-link JSON, atomically."""
+    """Write a graph (Figure 1) as networkx' node-link JSON, atomically."""
     artifacts.write_json(path, nx.node_link_data(graph, edges="edges"))
 
 
 def load_json(path: Path) -> nx.DiGraph:
-    """Read what :func:`save_json` wrote."""
+    """Read the graph (Figure 1) that :func:`save_json` wrote."""
     return nx.node_link_graph(json.loads(path.read_text(encoding="utf-8")), edges="edges")
 
 
 def save_graphml(graph: nx.DiGraph, path: Path) -> None:
-    """Write a graph as GraphML (for Gephi, yEd, Cytoscape), atomically.
+    """Write a graph (Figure 1) as GraphML, for Gephi, yEd or Cytoscape, atomically.
 
     GraphML knows no lists: they are written as JSON strings.
     """

@@ -1,7 +1,8 @@
 """A ResNet as named blocks: pre-activations, the network between two blocks, logits from a block.
 
 A block's pre-activation is the input of its last ReLU: the sum of the main branch and the
-shortcut. A point-wise feature vector (PFV) is that tensor's channel vector at one position.
+shortcut. A point-wise feature vector (PFV; section 3.1) is that tensor's channel vector at one
+position.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from . import assets
 
 
 class Network:
-    """A frozen ResNet whose blocks are addressed by name.
+    """A frozen ResNet whose blocks are addressed by name (section 3.1).
 
     Parameters
     ----------
@@ -96,6 +97,21 @@ class Network:
             raise KeyError(f"{self.name} has no block {name!r}; it has {', '.join(self.blocks)}")
         return self.blocks.index(name)
 
+    def span(self, source: str, target: str) -> tuple[int, int]:
+        """Places of two blocks in ``blocks``.
+
+        Raises
+        ------
+        KeyError
+            If a block is unknown.
+        ValueError
+            If ``target`` does not come after ``source``.
+        """
+        start, stop = self.index(source), self.index(target)
+        if stop <= start:
+            raise ValueError(f"target {target} must come after source {source}")
+        return start, stop
+
     def channels(self, block: str) -> int:
         """Number of channels C of a block's PFVs."""
         last = [part for part in self.block(block).children() if isinstance(part, nn.BatchNorm2d)]
@@ -108,9 +124,14 @@ class Network:
         shift of the main branch's last BN, plus that of the shortcut's BN where there is one.
         """
         module = self.block(block)
-        shift = _shift(module.bn3 if isinstance(module, Bottleneck) else module.bn2)
+        last = (
+            (module.conv3, module.bn3)
+            if isinstance(module, Bottleneck)
+            else (module.conv2, module.bn2)
+        )
+        _, shift = folded(*last)
         if module.downsample is not None:
-            shift = shift + _shift(module.downsample[1])
+            shift = shift + folded(*module.downsample)[1]
         return shift
 
     def stem(self, images: Tensor) -> Tensor:
@@ -173,9 +194,7 @@ class Network:
         ValueError
             If ``target`` does not come after ``source``, or ``x`` has the wrong shape.
         """
-        start, stop = self.index(source), self.index(target)
-        if stop <= start:
-            raise ValueError(f"target {target} must come after source {source}")
+        start, stop = self.span(source, target)
         return self._through(self.checked(x, source), start + 1, stop + 1)
 
     def logits_from(self, x: Tensor, block: str) -> Tensor:
@@ -253,7 +272,7 @@ class Network:
 def load_network(
     name: str = "resnet50", weights: str = "auto", device: str | torch.device | None = None
 ) -> Network:
-    """Load a pretrained ResNet.
+    """Load a pretrained ResNet; section 4 takes ResNet-50.
 
     Parameters
     ----------
@@ -303,19 +322,16 @@ def _preactivation(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
 
 def _conv_bn(conv: Any, bn: Any, x: Tensor) -> Tensor:
     """Convolution and batch norm as one convolution: a quarter of GIG's time less."""
-    weight = conv.weight * _scale(bn)[:, None, None, None]
-    return F.conv2d(x, weight, _shift(bn), conv.stride, conv.padding, conv.dilation, conv.groups)
+    weight, shift = folded(conv, bn)
+    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def _one(size: int | tuple[int, ...]) -> int:
     return size if isinstance(size, int) else size[0]
 
 
-def _shift(bn: nn.BatchNorm2d) -> Tensor:
-    assert bn.running_mean is not None
-    return bn.bias - bn.running_mean * _scale(bn)
-
-
-def _scale(bn: nn.BatchNorm2d) -> Tensor:
-    assert bn.running_var is not None
-    return bn.weight / torch.sqrt(bn.running_var + bn.eps)
+def folded(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight s·W (C, C_in, k, k) and shift (C,) of one convolution that does both (eq. 8)."""
+    assert bn.running_mean is not None and bn.running_var is not None
+    scale = bn.weight / torch.sqrt(bn.running_var + bn.eps)
+    return conv.weight * scale[:, None, None, None], bn.bias - bn.running_mean * scale

@@ -35,7 +35,7 @@ _READERS = {"cpu": 0, "cuda": 4}
 
 @dataclass(frozen=True)
 class PFVDataset:
-    """Sampled PFVs of some blocks, on disk as shards; n PFVs a block from N pictures.
+    """Sampled PFVs (section 3.1), on disk as shards; n PFVs a block from N pictures.
 
     Attributes
     ----------
@@ -140,7 +140,7 @@ def sample(network: Network, pictures: Pictures, profile: Profile) -> PFVDataset
 def sample_part(
     network: Network, pictures: Pictures, profile: Profile, rank: int = 0, world_size: int = 1
 ) -> None:
-    """Make the shards that are missing, or one process's part of them.
+    """Make :func:`sample`'s shards that are missing (section 3.1), or one process's part of them.
 
     ``torchrun --nproc-per-node 4 -m gig_helpers.pfv`` calls it in four processes, one a GPU where
     there are GPUs. Which process makes a shard changes no byte of it, so that :func:`sample` then
@@ -378,7 +378,7 @@ def ierfs(
 
 @dataclass(frozen=True)
 class Example:
-    """One PFV as a reader sees it: the part of the picture around it, its square and its iERF.
+    """One PFV as Figure 1 shows it: the part of the picture around it, its square and its iERF.
 
     Attributes
     ----------
@@ -432,7 +432,9 @@ def examples(
 
 
 def window(ierf: Tensor, share: float = 0.7) -> tuple[int, int, int]:
-    """Smallest square around an iERF's centre of mass that holds a share of its positive mass.
+    """Square around an iERF that holds a share of its positive mass: a red box of Figure 1.
+
+    The smallest around the centre of mass; the paper does not say how it draws them.
 
     Parameters
     ----------

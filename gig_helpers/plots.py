@@ -314,6 +314,14 @@ def _layout(graph: nx.DiGraph) -> dict[str, tuple[float, float]]:
     return places
 
 
+def _shared_frame(
+    graph: nx.DiGraph, places: Mapping[str, tuple[float, float]]
+) -> tuple[float, float] | None:
+    """Leftmost and rightmost place of the shared concepts, if there are any."""
+    common = [places[n][0] for n, d in graph.nodes(data=True) if d.get("group") == "shared"]
+    return (min(common), max(common)) if common else None
+
+
 def still_graph(
     graph: nx.DiGraph,
     thumbnails: Mapping[str, Example],
@@ -376,9 +384,8 @@ def still_graph(
             axes.text(x + 0.4, tall * y + 0.78, graph.nodes[node]["name"], ha="center", va="bottom")
     for row, block in enumerate(blocks):
         axes.text(-0.3, tall * row + 0.3, block, ha="right", va="center", fontsize="small")
-    common = [places[n][0] for n, d in graph.nodes(data=True) if d.get("group") == "shared"]
-    if common:
-        left, right = min(common) - 0.12, max(common) + 0.95
+    if frame := _shared_frame(graph, places):
+        left, right = frame[0] - 0.12, frame[1] + 0.95
         axes.add_patch(
             Rectangle(
                 (left, -0.25), right - left, tall * len(blocks) - 0.35, fill=False, lw=2, ec="0.25"
@@ -503,11 +510,10 @@ def interactive_graph(
             )
     blocks = graph.graph["blocks"]
     columns = max(x for x, _ in places.values()) + 1
-    common = [places[n][0] for n, d in graph.nodes(data=True) if d.get("group") == "shared"]
-    if common:
+    if frame := _shared_frame(graph, places):
         figure.add_shape(
-            x0=min(common) - 0.55,
-            x1=max(common) + 0.55,
+            x0=frame[0] - 0.55,
+            x1=frame[1] + 0.55,
             y0=-0.45,
             y1=len(blocks) - 0.35,
             line={"width": 1, "color": "grey"},

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from .network import Network
+from .network import Network, folded
 
 PIXELS = "pixels"
 """Name of the lowest level in :func:`contributions`, below every block."""
@@ -109,7 +109,7 @@ def contributions(
 def ierf(
     network: Network, images: Tensor, block: str, positions: Tensor, batch_size: int = 8
 ) -> Tensor:
-    """Instance-specific effective receptive fields of PFVs: their pixels' sharing ratios (SRD).
+    """iERFs: the pixels' sharing ratios in PFVs (SRD; section 3.1, eq. 10).
 
     The positions of one picture share its forward pass. Where their receptive fields together are
     smaller than the picture, only these are computed: the picture is cut to them, in step with the
@@ -351,10 +351,7 @@ def _block(
 
 
 def _folded(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> _Layer:
-    assert bn.running_mean is not None and bn.running_var is not None
-    scale = bn.weight / torch.sqrt(bn.running_var + bn.eps)
-    weight = conv.weight * scale[:, None, None, None]
-    return _Layer(weight, bn.bias - scale * bn.running_mean, _window(conv), conv.groups)
+    return _Layer(*folded(conv, bn), _window(conv), conv.groups)
 
 
 def _window(layer: nn.Conv2d | nn.MaxPool2d) -> _Window:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from playwright.sync_api import Error, sync_playwright
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
 @pytest.fixture(scope="session")

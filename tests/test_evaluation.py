@@ -40,6 +40,9 @@ class Linear:
         self.seen += len(x)
         return x.sum(dim=(2, 3)) @ self.M.T
 
+    def span(self, source, target):
+        return 0, 1
+
     def between(self, x, source, target):
         self.seen += len(x)
         return torch.einsum("dc,nchw->ndhw", self.A, x)
@@ -286,6 +289,7 @@ def test_always_on():
         (lambda n: class_curves(n, U, V, "a", GAMMA * math.nan, [0], **LINE), "no NaN"),
         (lambda n: class_curves(n, U, V, "a", GAMMA, [0, 0], **LINE), "2 classes for 1 pictures"),
         (lambda n: class_fidelity(n, U, V, "a", GAMMA, [0], fraction=0.0, **LINE), "sets of 0"),
+        (lambda n: class_study(n, U, [0], None, 1.0, [], measures=["p"]), "unknown score"),
         (lambda n: interval(torch.ones(1)), "two or more"),
         (lambda n: compare(torch.ones(2), torch.ones(3)), "not the same pictures"),
         (lambda n: per_class(GAMMA, [1, 2]), "do not fit"),
