@@ -72,7 +72,7 @@ def kmeans(
     members: Members = "unit",
     block: str = "",
 ) -> Concepts:
-    """Averages of the clusters of k-means, without bisecting, among unit vectors (section 3.2).
+    """Averages of the clusters of k-means, without bisecting, among unit vectors (section 1).
 
     The parameters and errors are those of :func:`random_pfvs`: x (N, C), beta (C,); ``members`` as
     in :func:`gig_helpers.clustering.concept_vectors`.

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import find_executable_batch_size
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -263,6 +264,13 @@ def _write_shard(
         pin_memory=network.device.type == "cuda",
         collate_fn=tuple,
     )
+
+    # From here on in the shard, batches are of a size that fits into memory.
+    @find_executable_batch_size(starting_batch_size=profile.batch_size)
+    def sampled(size: int, images: Tensor, ids: Tensor) -> list[dict[str, Tensor]]:
+        pieces = zip(images.split(size), ids.split(size), strict=True)
+        return [_sample_batch(network, *piece, pictures, profile) for piece in pieces]
+
     for batch in loader:
         images, kept = [], []
         for index, image, problem in batch:
@@ -272,7 +280,7 @@ def _write_shard(
                 images.append(image)
                 kept.append(index)
         parts = (
-            _sample_halves(network, torch.stack(images), kept, pictures, profile)
+            sampled(torch.stack(images), torch.tensor(kept))
             if kept
             else [_empty_batch(network, profile)]
         )
@@ -284,36 +292,17 @@ def _write_shard(
     artifacts.write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
-def _sample_halves(
-    network: Network, images: Tensor, ids: list[int], pictures: Pictures, profile: Profile
-) -> list[dict[str, Tensor]]:
-    """One batch, or as many pieces of it as the GPU's memory needs."""
-    try:
-        return [_sample_batch(network, images, ids, pictures, profile)]
-    except torch.cuda.OutOfMemoryError:
-        if len(ids) == 1:
-            raise
-    # Not inside the handler: the exception holds the frames whose tensors fill the memory.
-    torch.cuda.empty_cache()
-    half = len(ids) // 2
-    return [
-        part
-        for piece in (slice(half), slice(half, None))
-        for part in _sample_halves(network, images[piece], ids[piece], pictures, profile)
-    ]
-
-
 def _sample_batch(
-    network: Network, images: Tensor, ids: list[int], pictures: Pictures, profile: Profile
+    network: Network, images: Tensor, ids: Tensor, pictures: Pictures, profile: Profile
 ) -> dict[str, Tensor]:
     images = images.to(network.device, non_blocking=True)
     with torch.no_grad():
         predictions = network.logits(images).argmax(dim=1)
         preactivations = network.preactivations(images, profile.blocks)
     relevance = srd.contributions(network, images, profile.blocks, predictions)
-    columns = {"pictures": torch.tensor(ids), "predictions": predictions.cpu()}
+    columns = {"pictures": ids, "predictions": predictions.cpu()}
     for block in profile.blocks:
-        seeds = [_seed(profile.seed, block, pictures, i) for i in ids]
+        seeds = [_seed(profile.seed, block, pictures, i) for i in ids.tolist()]
         positions = draw(relevance[block], profile.per_image, seeds)
         count = positions.shape[1]
         n = torch.arange(len(ids)).repeat_interleave(count)
@@ -321,7 +310,7 @@ def _sample_batch(
         columns[f"{block}.vectors"] = preactivations[block].cpu()[n, :, row, column]
         columns[f"{block}.positions"] = torch.stack([row, column], dim=1)
         columns[f"{block}.contributions"] = relevance[block].cpu()[n, row, column]
-        columns[f"{block}.picture_ids"] = torch.tensor(ids)[n]
+        columns[f"{block}.picture_ids"] = ids[n]
     return columns
 
 

@@ -15,7 +15,11 @@ from bookbuild.setup_cell import address
 
 pytestmark = pytest.mark.slow
 
-SCREENS = {"desktop, light": (1280, 900, "light"), "phone, dark": (390, 800, "dark")}
+SCREENS = {
+    f"{name}, {scheme}": (width, height, scheme, "screen")
+    for name, width, height in (("desktop", 1280, 900), ("phone", 390, 800))
+    for scheme in ("light", "dark")
+} | {"paper": (794, 1123, "light", "print")}  # A4 at 96 pixels an inch
 HTML_BYTES, PAGE_BYTES = 3_000_000, 12_000_000
 """Of one page's own file, and of it with its pictures; vendor/ is shared by all pages."""
 
@@ -43,10 +47,11 @@ def html() -> Path:
 
 def _open(browser, url, screen):
     """Open a page offline; return it with every request to elsewhere, failed load and error."""
-    width, height, scheme = SCREENS[screen]
+    width, height, scheme, media = SCREENS[screen]
     size = {"width": width, "height": height}
     context = browser.new_context(viewport=size, color_scheme=scheme, offline=True)
     page = context.new_page()
+    page.emulate_media(media=media, color_scheme=scheme)
     troubles: list[str] = []
     page.on("request", lambda request: _local(request.url) or troubles.append(request.url))
     page.on("requestfailed", lambda request: troubles.append(f"failed: {request.url}"))
@@ -63,25 +68,32 @@ def _local(url: str) -> bool:
     return urlsplit(url).scheme in {"file", "data", "blob"}
 
 
-@pytest.mark.parametrize("screen", SCREENS)
-@pytest.mark.parametrize("name", contents())
-def test_page_is_whole_without_internet(html, browser, name, screen):
-    page, troubles = _open(browser, (html / f"{name}.html").as_uri(), screen)
-    empty = page.evaluate(EMPTY)
-    page_width = page.evaluate("() => document.documentElement.scrollWidth")
+@pytest.fixture(scope="module", params=SCREENS)
+def screen(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=contents())
+def opened(html, browser, screen, request):
+    """Every page on every screen, opened once for the tests that look at it."""
+    page, troubles = _open(browser, (html / f"{request.param}.html").as_uri(), screen)
+    yield page, troubles
     page.context.close()
+
+
+def test_page_is_whole_without_internet(opened, screen):
+    page, troubles = opened
+    page_width = page.evaluate("() => document.documentElement.scrollWidth")
     assert not troubles
-    assert not empty
+    assert not page.evaluate(EMPTY)
     assert page_width <= SCREENS[screen][0] + 1, "wider than the screen"  # 1 for rounding
 
 
-@pytest.mark.parametrize("name", contents())
-def test_page_can_be_read_by_a_screen_reader(html, browser, name):
-    page, _ = _open(browser, (html / f"{name}.html").as_uri(), "desktop, light")
+def test_page_can_be_read_by_a_screen_reader(opened):
+    page, _ = opened
     # What stands outside the article is the theme's; the roles in the list of references, Sphinx's.
     context = {"include": ["article"], "exclude": [".citation-list"]}
     found = Axe().run(page, context=context).response["violations"]
-    page.context.close()
     serious = [rule for rule in found if rule["impact"] in {"serious", "critical"}]
     assert not [(rule["id"], rule["nodes"][0]["html"][:200]) for rule in serious]
 

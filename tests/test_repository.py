@@ -65,6 +65,7 @@ def test_chapter_has_the_skeleton(notebook):
     assert text[0].startswith("# "), "the first cell opens the chapter with its title"
     headings = re.findall(r"^## +(.+?) *$", "\n\n".join(text), re.MULTILINE)
     assert headings[-2:] == ["Summary", "Exercises"]
+    assert any("## Summary\n\n:::{admonition}" in part for part in text), "the summary is a box"
     exercises = "\n".join(text).rsplit("## Exercises", 1)[1]
     assert "dropdown" in exercises or "hide-" in str(
         [part.metadata.get("tags", []) for part in notebook.cells[-6:]]
