@@ -52,6 +52,8 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
         Seed, NumPy ``RandomState`` or ``None``.
     device
         Where torch computes; ``None``: CUDA where there is a GPU, else the CPU.
+    copy_x
+        ``False`` spares a copy of X, whose rows then become unit vectors in place.
 
     Attributes
     ----------
@@ -74,6 +76,7 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
         tol: float = 1e-3,
         random_state: int | np.random.RandomState | None = None,
         device: str | torch.device | None = None,
+        copy_x: bool = True,
     ):
         self.n_clusters = n_clusters
         self.max_iter = max_iter
@@ -81,6 +84,7 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
         self.tol = tol
         self.random_state = random_state
         self.device = device
+        self.copy_x = copy_x
 
     def fit(self, X: ArrayLike | Tensor, y: None = None) -> "BisectingSphericalKMeans":
         """Cluster the rows of X by direction.
@@ -131,7 +135,8 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
             X = X.detach().cpu().numpy()
         X = validate_data(self, X, reset=reset, dtype=[np.float32, np.float64])
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return _normalize(torch.tensor(X, device=device))
+        owned = torch.tensor(X) if self.copy_x or not reset else torch.from_numpy(X)
+        return _normalize(owned.to(device))
 
     def _labels(self, unit: Tensor, root: np.uint64) -> NDArray[np.int64]:
         # The heap orders clusters as the one-at-a-time method would take them. When the first
@@ -287,7 +292,9 @@ def extract(
     ValueError
         As :meth:`BisectingSphericalKMeans.fit`; a PFV equal to beta has no direction.
     """
-    model = BisectingSphericalKMeans(n_clusters, random_state=random_state, device=device)
+    model = BisectingSphericalKMeans(
+        n_clusters, random_state=random_state, device=device, copy_x=False
+    )
     labels = torch.from_numpy(model.fit(x - beta).labels_).to(x.device)
     return Concepts(concept_vectors(x, labels, beta, members), beta, labels, block)
 
@@ -353,7 +360,7 @@ def concept_vectors(x: Tensor, labels: Tensor, beta: Tensor, members: Members = 
         raise ValueError(f"no PFV has the label {int(counts.argmin())}: label clusters from 0 on")
     centred = x - beta
     if members == "unit":
-        centred = F.normalize(centred, dim=1)
+        F.normalize(centred, dim=1, out=centred)
     sums = torch.zeros(len(counts), x.shape[1], dtype=x.dtype, device=x.device)
     return sums.index_add_(0, labels, centred) / counts[:, None]
 
@@ -388,8 +395,11 @@ def _bisect(
         index = np.zeros(real.shape, np.int64)
         index[real] = np.concatenate([clusters[c] for c in chunk])
         mask = torch.from_numpy(real).to(unit.device)
-        points = unit[torch.from_numpy(index).to(unit.device)]
-        points *= mask[..., None]
+        if width == len(unit):
+            points = unit[None]  # the first split, of all points: no copy
+        else:
+            points = unit[torch.from_numpy(index).to(unit.device)]
+            points *= mask[..., None]
         second = _two_means(points, mask, seeds[chunk], max_iter, n_init, tol).cpu().numpy()
         for row, c in enumerate(chunk):
             sides[c] = second[row, : sizes[c]]

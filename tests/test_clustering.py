@@ -238,3 +238,13 @@ def test_class_entropy_by_hand():
     torch.testing.assert_close(found, torch.tensor([1.0, 0.0, torch.nan, 0.0]), equal_nan=True)
     with pytest.raises(ValueError, match="one class for each of 7"):
         concepts.class_entropy(torch.tensor([1]))
+
+
+def test_without_a_copy_the_rows_become_unit_vectors():
+    x = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+    given, model = x.copy(), BisectingSphericalKMeans(5, random_state=0)
+    labels = model.fit(given).labels_
+    np.testing.assert_array_equal(given, x)
+    np.testing.assert_array_equal(model.set_params(copy_x=False).fit(given).labels_, labels)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    np.testing.assert_allclose(given, unit, rtol=1e-6)  # one rounding of a division, one of a norm
