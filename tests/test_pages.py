@@ -38,6 +38,11 @@ EMPTY = """() => {
 }"""
 """Every figure, widget, formula, picture and output that shows nothing, or has no alt text."""
 
+CUT = """() => [...document.querySelectorAll("article pre, article table")]
+    .filter((e) => e.offsetParent && e.scrollWidth > e.clientWidth + 1)
+    .map((e) => e.innerText.slice(0, 120))"""
+"""Code, output and tables that reach beyond their frame, which on paper nobody can scroll."""
+
 
 @pytest.fixture(scope="module")
 def html() -> Path:
@@ -87,6 +92,7 @@ def test_page_is_whole_without_internet(opened, screen):
     assert not troubles
     assert not page.evaluate(EMPTY)
     assert page_width <= SCREENS[screen][0] + 1, "wider than the screen"  # 1 for rounding
+    assert screen != "paper" or not page.evaluate(CUT)
 
 
 def test_page_can_be_read_by_a_screen_reader(opened):
