@@ -38,7 +38,7 @@ from . import BOOK
 
 RESULTS = BOOK / "results"
 COSTED_PICTURES = 2
-"""Pictures whose evaluation ``scale`` times; what one takes hardly varies."""
+"""Pictures whose evaluation ``scale`` times."""
 TEST_PFVS = 400
 """PFVs a block, from either side of the split, that the extractors' errors are measured on."""
 
