@@ -21,25 +21,28 @@ bench: setup
 # The larger runs in book/results that the chapters show: PROFILE=workstation takes hours, and goes on
 # where it was killed. GIG_IMAGES names other pictures.
 results: setup
-	$(PY) -m bookbuild.results $(PARTS)
+	$(PY) -m experiments $(PARTS)
 
 lint: $(VENV)/.ready
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
 
 # Carries pyproject.toml's repository address and the one set-up cell into every place that shows them.
 address: $(VENV)/.ready
 	$(PY) -m bookbuild.setup_cell
 
 setup: $(VENV)/.ready
-	$(PY) -c "from gig_helpers import network, profiles; p = profiles.get(); network.load_network(p.network, p.weights)"
+	$(PY) -c "from gig_helpers import load_network; from gig_helpers.data import profiles; p = profiles.get(); load_network(p.network, p.weights)"
 
 $(VENV)/.ready: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	    { echo "Python 3.10 or newer is needed; name one: make PYTHON=python3.12 …"; exit 1; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --disable-pip-version-check -r requirements.txt -e .
+	$(PY) -m pip install --quiet --disable-pip-version-check uv || true
+	$(PY) -m uv pip install --python $(PY) -r requirements.txt -e . || \
+	    $(PY) -m pip install --disable-pip-version-check -r requirements.txt -e .
 	touch $@
 
 clean:

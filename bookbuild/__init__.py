@@ -7,6 +7,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
 BUILD = ROOT / "_build"
+MODULE = ROOT / "gig_helpers"
 
 
 def contents() -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import papermill
 from packaging.requirements import Requirement
 
-from . import BOOK, BUILD, ROOT, chapters
+from . import BOOK, BUILD, MODULE, ROOT, chapters
 
 EXECUTED = BUILD / "executed"
 SETTINGS = ("GIG_PROFILE", "GIG_IMAGES", "GIG_IMAGENET_VAL")
@@ -46,7 +46,8 @@ def digest(paths: list[Path], **settings: object) -> str:
 
 def key(chapter: Path) -> str:
     """Hash of everything that a chapter's outputs depend on."""
-    sources = [chapter, *(ROOT / "gig_helpers").glob("*.py"), *(BOOK / "results").glob("*.json")]
+    module = [path for kind in ("py", "js", "json") for path in MODULE.rglob(f"*.{kind}")]
+    sources = [chapter, *module, *(BOOK / "results").glob("*.json")]
     settings = {name: os.environ.get(name, "") for name in SETTINGS} | {"GIG_PROFILE": profile()}
     versions = {requirement.name: version(requirement.name) for requirement in requirements()}
     return digest(sources, python=sys.version, settings=settings, versions=versions)

@@ -11,7 +11,7 @@ import sys
 from importlib.metadata import distribution
 from pathlib import Path
 
-from . import BOOK, BUILD, ROOT, chapters
+from . import BOOK, BUILD, MODULE, ROOT, chapters
 from .execute import EXECUTED, digest, execute, stamp
 
 SOURCE = BUILD / "source"
@@ -30,7 +30,7 @@ VENDOR = {
 }
 """Installed package → a folder in it, and what is taken from there into the book's ``vendor/``."""
 
-SCRIPTS = [ROOT / "bookbuild" / "plotly_figure.js", ROOT / "gig_helpers" / "explore_graph.js"]
+SCRIPTS = [ROOT / "bookbuild" / "plotly_figure.js", MODULE / "report" / "explore_graph.js"]
 """Our own scripts, which draw the interactive figures."""
 
 
@@ -43,7 +43,7 @@ def build() -> Path:
         If Jupyter Book warns of anything: a broken reference, an unknown output, a page missing.
     """
     executed = [execute(chapter) for chapter in chapters()]
-    module = [*(ROOT / "gig_helpers").glob("*.py"), *(ROOT / "bookbuild").glob("*.py"), *SCRIPTS]
+    module = [*MODULE.rglob("*.py"), *(ROOT / "bookbuild").glob("*.py"), *SCRIPTS]
     config = [ROOT / "_config.yml", ROOT / "_toc.yml", ROOT / "requirements.txt"]
     wanted = digest([*executed, *module, *config, *_book_files()])
     index = HTML / "index.html"

@@ -22,14 +22,16 @@ if find_spec("google") and find_spec("google.colab") and not find_spec("gig_help
     repository = os.environ.get("GIG_REPOSITORY", "{address}")
     %pip install --quiet "git+{{repository}}"
 
-from gig_helpers import artifacts, assets, plots, profiles
-from gig_helpers.network import load_network
+from gig_helpers import load_network, load_pictures
+from gig_helpers.data import profiles
+from gig_helpers.report import figures
+from gig_helpers.report.provenance import provenance
 
 profile = profiles.get()  # "quick"; profiles.get("colab") suits a T4, "paper" needs ImageNet
 network = load_network(profile.network, profile.weights)  # on the GPU where there is one
-pictures = assets.pictures(profile.pictures)
-plots.style()
-print(artifacts.provenance(profile, network, pictures))"""
+pictures = load_pictures(profile.pictures)
+figures.style()
+print(provenance(profile, network, pictures))"""
 
 
 def address() -> str:

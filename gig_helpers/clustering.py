@@ -1,10 +1,6 @@
-"""PFVs to concept vectors: bisecting spherical k-means (section 3.2, appendix B)."""
+"""Bisecting spherical k-means, a scikit-learn estimator (section 3.2, appendix B)."""
 
 import heapq
-import sys
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,13 +10,6 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from torch.nn import functional as F
-
-from . import artifacts
-from .network import Network
-from .pfv import PFVDataset
-from .profiles import Profile
-
-Members = Literal["raw", "unit"]
 
 _CHUNK = 2**21
 """Floats that one batch of splits gathers: 8 MB, so that its iterations stay in the cache."""
@@ -59,8 +48,16 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
     ----------
     labels_ : ndarray of shape (N,)
     cluster_centers_ : ndarray of shape (k, C)
-        Unit centroids. Concept vectors are averages instead: :func:`concept_vectors`.
+        Unit centroids. Concept vectors are averages instead:
+        :func:`gig_helpers.concepts.concept_vectors`.
     n_features_in_ : int
+
+    Examples
+    --------
+    >>> x = [[1.0, 0.1], [5.0, -0.5], [0.1, 2.0], [-0.1, 1.0]]
+    >>> labels = BisectingSphericalKMeans(2, random_state=0).fit(x).labels_
+    >>> bool(labels[0] == labels[1]), bool(labels[2] == labels[3]), bool(labels[0] == labels[2])
+    (True, True, False)
     """
 
     labels_: NDArray[np.int64]
@@ -68,16 +65,10 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
     n_features_in_: int
 
     def __init__(
-        self,
-        n_clusters: int = 8,
-        *,
-        max_iter: int = 100,
-        n_init: int = 1,
-        tol: float = 1e-3,
+        self, n_clusters: int = 8, *, max_iter: int = 100, n_init: int = 1, tol: float = 1e-3,
         random_state: int | np.random.RandomState | None = None,
-        device: str | torch.device | None = None,
-        copy_x: bool = True,
-    ):
+        device: str | torch.device | None = None, copy_x: bool = True,
+    ):  # fmt: skip
         self.n_clusters = n_clusters
         self.max_iter = max_iter
         self.n_init = n_init
@@ -128,7 +119,7 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
         check_is_fitted(self)
         unit = self._unit(X, reset=False)
         centers = torch.from_numpy(self.cluster_centers_).to(unit)
-        return nearest_concept(unit, centers).cpu().numpy()
+        return nearest_centre(unit, centers).cpu().numpy()
 
     def _unit(self, X: ArrayLike | Tensor, reset: bool) -> Tensor:
         if isinstance(X, Tensor):
@@ -172,213 +163,16 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
         return labels
 
 
-@dataclass(frozen=True)
-class Concepts:
-    """Concept vectors of a block, and the PFVs they come from (section 3.2).
-
-    Attributes
-    ----------
-    vectors
-        (k, C). A PFV is approximated by ``codes @ vectors + beta`` (eqs. 1 and 9).
-    beta
-        (C,), the shift that PFVs are centred by: μ_BN (eq. 8).
-    labels
-        (N,), each PFV's concept.
-    block
-        Name of the block, for captions.
-    """
-
-    vectors: Tensor
-    beta: Tensor
-    labels: Tensor
-    block: str = ""
-
-    def __len__(self) -> int:
-        return len(self.vectors)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of the vectors and beta."""
-        return artifacts.digest(self.vectors, self.beta)
-
-    def members(self, concept: int) -> Tensor:
-        """Indices (m,) of the PFVs that belong to a concept.
-
-        Raises
-        ------
-        IndexError
-            If there is no such concept.
-        """
-        if not 0 <= concept < len(self):
-            raise IndexError(f"no concept {concept}: there are {len(self)}, counted from 0")
-        return torch.nonzero(self.labels == concept)[:, 0]
-
-    def nearest(self, x: Tensor, n: int) -> Tensor:
-        """Indices (k, n) of the PFVs nearest to each concept, by cosine, best first.
-
-        Parameters
-        ----------
-        x
-            PFVs (N, C), not centred.
-
-        Raises
-        ------
-        ValueError
-            If x holds fewer than n PFVs.
-        """
-        if not 1 <= n <= len(x):
-            raise ValueError(f"n must lie between 1 and the {len(x)} PFVs given, got {n}")
-        unit = F.normalize(x - self.beta, dim=1)
-        parts = F.normalize(self.vectors, dim=1).split(_rows(len(x)))
-        return torch.cat([(part @ unit.T).topk(n).indices for part in parts])
-
-    def class_entropy(self, classes: Tensor) -> Tensor:
-        """Entropy (k,), in bits, over the classes of each concept's PFVs.
-
-        0 is class-specific. A concept of m PFVs has at most log2(m), so compare concepts of
-        similar size. NaN for a concept without PFVs.
-
-        Parameters
-        ----------
-        classes
-            (N,), the class of the picture each PFV comes from, counted from 0.
-
-        Raises
-        ------
-        ValueError
-            If there is not one class a PFV.
-        """
-        if classes.shape != self.labels.shape:
-            raise ValueError(
-                f"expected one class for each of {len(self.labels)} PFVs, "
-                f"got shape {tuple(classes.shape)}"
-            )
-        pairs, counts = torch.unique(
-            torch.stack([self.labels, classes.to(self.labels)]), dim=1, return_counts=True
-        )
-        share = counts / torch.bincount(self.labels)[pairs[0]]
-        entropy = torch.zeros(len(self)).index_add_(
-            0, pairs[0].cpu(), -(share * share.log2()).cpu()
-        )
-        entropy[torch.bincount(self.labels, minlength=len(self)).cpu() == 0] = torch.nan
-        return entropy
-
-
-def extract(
-    x: Tensor,
-    beta: Tensor,
-    n_clusters: int,
-    *,
-    members: Members = "unit",
-    random_state: int = 0,
-    device: str | torch.device | None = None,
-    block: str = "",
-) -> Concepts:
-    """Concepts of a block from its PFVs, as appendix B does it.
-
-    Parameters
-    ----------
-    x
-        PFVs (N, C), pre-activation, not centred.
-    beta
-        μ_BN (C,), ``Network.bn_shift(block)``.
-    n_clusters
-        k; the paper takes 8 C.
-    members
-        See :func:`concept_vectors`.
-
-    Raises
-    ------
-    ValueError
-        As :meth:`BisectingSphericalKMeans.fit`; a PFV equal to beta has no direction.
-    """
-    model = BisectingSphericalKMeans(
-        n_clusters, random_state=random_state, device=device, copy_x=False
-    )
-    labels = torch.from_numpy(model.fit(x - beta).labels_).to(x.device)
-    return Concepts(concept_vectors(x, labels, beta, members), beta, labels, block)
-
-
-def load_concepts(network: Network, dataset: PFVDataset, profile: Profile, block: str) -> Concepts:
-    """Concepts of a block from a PFV dataset (section 3.2), or what an equal run made.
-
-    Raises
-    ------
-    KeyError
-        If the dataset has no PFVs of the block.
-    ValueError
-        As :func:`extract`.
-    """
-    depends = {
-        "pfv": dataset.key,
-        "block": block,
-        "seed": profile.seed,
-        "expansion": profile.expansion,
-        "pfvs_per_concept": profile.pfvs_per_concept,
-    }
-
-    def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        x = dataset.vectors(block).to(network.device)
-        count = profile.n_concepts(x.shape[1], len(x))
-        found = extract(x, network.bn_shift(block), count, random_state=profile.seed, block=block)
-        tensors = {"vectors": found.vectors, "beta": found.beta, "labels": found.labels}
-        return tensors, {"concepts": count, "pfvs": len(x)}
-
-    tensors, _ = artifacts.cached("concepts", depends, compute, code=(sys.modules[__name__],))
-    return Concepts(
-        **{name: part.to(network.device) for name, part in tensors.items()}, block=block
-    )
-
-
-def concept_vectors(x: Tensor, labels: Tensor, beta: Tensor, members: Members = "unit") -> Tensor:
-    """Average (k, C) of the vectors within each cluster, "the concept vector" of appendix B.
-
-    The paper does not say of which vectors. ``"unit"`` averages (v − β)/‖v − β‖, whose length
-    is how tight the cluster is; ``"raw"`` averages v − β, so that a concept keeps the length
-    its PFVs have. Lasso (eq. 2) taxes coefficients, so the longer an atom, the cheaper its use:
-    among raw averages, clusters of long PFVs are used for their length. Unit averages left a
-    smaller Rel-ℓ2 at equal non-zeros where it was tried (layer1.2, layer3.5).
-
-    Parameters
-    ----------
-    x
-        PFVs (N, C), not centred.
-    labels
-        (N,), cluster of each PFV; every label from 0 to the largest must occur.
-    beta
-        (C,)
-
-    Raises
-    ------
-    ValueError
-        If ``members`` is neither, or a cluster is empty.
-    """
-    if members not in ("raw", "unit"):
-        raise ValueError(f'members must be "raw" or "unit", got {members!r}')
-    counts = torch.bincount(labels)
-    if not counts.all():
-        raise ValueError(f"no PFV has the label {int(counts.argmin())}: label clusters from 0 on")
-    centred = x - beta
-    if members == "unit":
-        F.normalize(centred, dim=1, out=centred)
-    sums = torch.zeros(len(counts), x.shape[1], dtype=x.dtype, device=x.device)
-    return sums.index_add_(0, labels, centred) / counts[:, None]
-
-
-def nearest_concept(x: Tensor, vectors: Tensor) -> Tensor:
-    """Concept (N,) with the largest cosine to each centred PFV (N, C): appendix B's assignment."""
-    unit = F.normalize(vectors, dim=1)
-    return torch.cat([(part @ unit.T).argmax(1) for part in x.split(_rows(len(vectors)))])
+def nearest_centre(x: Tensor, centres: Tensor) -> Tensor:
+    """Row (N,) of the centres (k, C) with the largest cosine to each of x (N, C) (appendix B)."""
+    unit = F.normalize(centres, dim=1)
+    return torch.cat([(part @ unit.T).argmax(1) for part in x.split(rows_of(len(centres)))])
 
 
 def _bisect(
-    unit: Tensor,
-    clusters: list[NDArray[np.int64]],
-    seeds: NDArray[np.uint64],
-    max_iter: int,
-    n_init: int,
-    tol: float,
-) -> list[NDArray[np.bool_]]:
+    unit: Tensor, clusters: list[NDArray[np.int64]], seeds: NDArray[np.uint64], max_iter: int,
+    n_init: int, tol: float,
+) -> list[NDArray[np.bool_]]:  # fmt: skip
     """Split each cluster with spherical 2-means: for each of its points, is it in the second half?
 
     Clusters of similar size are padded to one shape and share their matrix products.
@@ -407,12 +201,7 @@ def _bisect(
 
 
 def _two_means(
-    points: Tensor,
-    mask: Tensor,
-    seeds: NDArray[np.uint64],
-    max_iter: int,
-    n_init: int,
-    tol: float,
+    points: Tensor, mask: Tensor, seeds: NDArray[np.uint64], max_iter: int, n_init: int, tol: float
 ) -> Tensor:
     """Spherical 2-means of padded clusters: points (B, S, C), mask (B, S) → second half (B, S)."""
     total = points.sum(1)
@@ -491,6 +280,6 @@ def _normalize(x: Tensor) -> Tensor:
     return x.div_(norms)  # in place: all PFVs of a block are the most that this module holds
 
 
-def _rows(width: int) -> int:
-    """Rows of so many floats that make a block of 64 MB."""
+def rows_of(width: int) -> int:
+    """Rows of so many floats that make a block of 64 MB; not in the paper."""
     return max(1, 8 * _CHUNK // width)

@@ -13,30 +13,36 @@ serves every position and concept: ``GIG(v_q|p → v_t) = u_pq · ⟨G_p, v_q⟩
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from math import isqrt
-from typing import Any
+from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from captum.attr._utils.approximation_methods import approximation_parameters
 from torch import Tensor
 
-from . import srd
 from .network import Network
 
 MAX_POINTS = 1024
 
-Attributions = Any
-"""A tensor, or with ``return_convergence_delta=True`` a pair, which no type checker can tell."""
+BASELINES = {"beta": 1.0, "zero": 0.0}
+"""Where the path begins, as a multiple of β: eq. 9's "no concepts", or eq. 3 to the letter."""
+
+WithDelta: TypeAlias = tuple[Tensor, Tensor]
+Classes: TypeAlias = Tensor | Sequence[int] | Sequence[Sequence[int]]
 
 
+# fmt: off
+@overload
+def gig(network: Network, codes: Tensor, concepts: Tensor, source: str, target: str,
+        target_vectors: Tensor, *, return_convergence_delta: Literal[True],
+        **options: Any) -> WithDelta: ...
+@overload
+def gig(network: Network, codes: Tensor, concepts: Tensor, source: str, target: str,
+        target_vectors: Tensor, **options: Any) -> Tensor: ...
+# fmt: on
 def gig(
-    network: Network,
-    codes: Tensor,
-    concepts: Tensor,
-    source: str,
-    target: str,
-    target_vectors: Tensor,
-    **options: Any,
-) -> Attributions:
+    network: Network, codes: Tensor, concepts: Tensor, source: str, target: str,
+    target_vectors: Tensor, **options: Any,
+) -> Tensor | WithDelta:  # fmt: skip
     """Attribute concepts of a later block to those of an earlier one (eqs. 4 and 5).
 
     Parameters
@@ -63,6 +69,14 @@ def gig(
     ValueError
         If the target does not come after the source, a target vector is zero or does not fit, and
         where :func:`attribute` raises it.
+
+    Examples
+    --------
+    >>> from torchvision.models import resnet18
+    >>> network = Network(resnet18(), device="cpu")
+    >>> u, v, targets = torch.ones(16, 3), torch.randn(3, 128), torch.randn(2, 256)
+    >>> gig(network, u, v, "layer2.1", "layer3.0", targets, points=2).shape  # (T, k)
+    torch.Size([2, 3])
     """
     network.span(source, target)
     vectors = _like(network.bn_shift(target), target_vectors, "target_vectors")
@@ -78,7 +92,7 @@ def gig(
     unit = vectors / norms
 
     def value(x: Tensor, rows: Tensor) -> Tensor:
-        summed = network.between(x, source, target).sum(dim=(2, 3))
+        summed = network.propagate(x, source, target).sum(dim=(2, 3))
         if unit.ndim == 2:
             return summed @ unit.T
         return torch.einsum("bc,btc->bt", summed, unit[rows])
@@ -86,16 +100,19 @@ def gig(
     return attribute(network, value, codes, concepts, source, **options)
 
 
+# fmt: off
+@overload
+def class_relevance(network: Network, codes: Tensor, concepts: Tensor, source: str,
+                    classes: Classes, *, output: str = "logit",
+                    return_convergence_delta: Literal[True], **options: Any) -> WithDelta: ...
+@overload
+def class_relevance(network: Network, codes: Tensor, concepts: Tensor, source: str,
+                    classes: Classes, *, output: str = "logit", **options: Any) -> Tensor: ...
+# fmt: on
 def class_relevance(
-    network: Network,
-    codes: Tensor,
-    concepts: Tensor,
-    source: str,
-    classes: Tensor | Sequence[int],
-    *,
-    output: str = "logit",
-    **options: Any,
-) -> Attributions:
+    network: Network, codes: Tensor, concepts: Tensor, source: str, classes: Classes, *,
+    output: str = "logit", **options: Any,
+) -> Tensor | WithDelta:  # fmt: skip
     """Relevance of a block's concepts for classes (eq. 7).
 
     Parameters
@@ -106,19 +123,34 @@ def class_relevance(
         ``"logit"`` or ``"probability"``. Section 3.3 says probability; logits do not saturate and
         do not fall because another class rises, so they are the default.
 
+    Raises
+    ------
+    ValueError
+        Also if the network does not have a class.
+
     Notes
     -----
-    The other parameters, what is returned and what is raised are those of :func:`gig`. A class
-    that the network does not have raises ``ValueError``.
+    The other parameters, what is returned and what is raised are those of :func:`gig`.
+
+    Examples
+    --------
+    >>> from torchvision.models import resnet18
+    >>> network = Network(resnet18(num_classes=5), device="cpu")
+    >>> u, v = torch.ones(16, 3), torch.randn(3, 128)
+    >>> found, delta = class_relevance(
+    ...     network, u, v, "layer2.1", [4], points=8, return_convergence_delta=True
+    ... )
+    >>> found.shape, delta.shape
+    (torch.Size([1, 3]), torch.Size([1]))
     """
-    _choice(output, "output", "logit", "probability")
+    choice(output, "output", "logit", "probability")
     wanted = torch.as_tensor(classes, device=network.bn_shift(source).device)
     if wanted.is_floating_point() or wanted.numel() == 0:
         raise ValueError("classes: expected class numbers (T,) or (N, T)")
     _per_picture(wanted.shape, "classes", codes)
 
     def value(x: Tensor, rows: Tensor) -> Tensor:
-        logits = network.logits_from(x, source)
+        logits = network.propagate(x, source)
         if wanted.min() < 0 or wanted.max() >= logits.shape[1]:
             raise ValueError(f"classes {wanted.tolist()} leave 0 … {logits.shape[1] - 1}")
         values = logits if output == "logit" else logits.softmax(dim=1)
@@ -128,22 +160,11 @@ def class_relevance(
 
 
 def attribute(
-    network: Network,
-    value: Callable[[Tensor, Tensor], Tensor],
-    codes: Tensor,
-    concepts: Tensor,
-    source: str,
-    *,
-    beta: Tensor | None = None,
-    baseline: str = "beta",
-    points: int | None = None,
-    method: str = "gausslegendre",
-    positions: bool = False,
-    shape: tuple[int, int] | None = None,
-    batch_size: int = 16,
-    tolerance: float | None = None,
-    return_convergence_delta: bool = False,
-) -> Attributions:
+    network: Network, value: Callable[[Tensor, Tensor], Tensor], codes: Tensor, concepts: Tensor,
+    source: str, *, beta: Tensor | None = None, baseline: str = "beta", points: int | None = None,
+    method: str = "gausslegendre", positions: bool = False, shape: tuple[int, int] | None = None,
+    batch_size: int = 16, tolerance: float | None = None, return_convergence_delta: bool = False,
+) -> Tensor | WithDelta:  # fmt: skip
     """Attribute any values of the network to the concepts of one block.
 
     Parameters
@@ -192,7 +213,7 @@ def attribute(
     ValueError
         If shapes do not fit, something is NaN or infinite, or an option is unknown.
     """
-    _choice(baseline, "baseline", "beta", "zero")
+    choice(baseline, "baseline", *BASELINES)
     shift = network.bn_shift(source)
     start = shift if beta is None else _like(shift, beta, "beta")
     u, v = _like(shift, codes, "codes"), _like(shift, concepts, "concepts")
@@ -209,7 +230,7 @@ def attribute(
         raise ValueError(f"batch_size must be positive, not {batch_size}")
     single = u.ndim == 2
     u = u[None] if single else u
-    origin = (start * (baseline == "beta"))[:, None, None]
+    origin = (start * BASELINES[baseline])[:, None, None]
     maps = as_maps(u @ v, shape)
 
     def path(alphas: Sequence[float]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -250,49 +271,8 @@ def attribute(
     return (result, delta) if return_convergence_delta else result
 
 
-def localize(
-    network: Network, image: Tensor, block: str, attributions: Tensor, count: int = 24
-) -> Tensor:
-    """Carry a concept's attributions to pixels, Σ_p a_p · iERF_p ("concept localization", Fig. 1).
-
-    An iERF sums to one, so the map sums to the attributions that go into it: those of the ``count``
-    strongest positions, which hold most of the whole as a rule.
-
-    Parameters
-    ----------
-    image
-        (1, 3, H_img, W_img), normalised.
-    attributions
-        (H·W,), one a position of the block's map, row by row: of :func:`gig` or
-        :func:`class_relevance` with ``positions=True``, or any other value.
-    count
-        Positions to carry, strongest absolute values first. Each is one more map that SRD takes
-        down to the pixels; they share the forward pass.
-
-    Returns
-    -------
-    Tensor
-        (H_img, W_img)
-
-    Raises
-    ------
-    ValueError
-        If ``attributions`` has not one value a position.
-    """
-    x = network.preactivations(image, [block])[block]
-    if attributions.shape != (x.shape[2] * x.shape[3],):
-        raise ValueError(
-            f"{block}: expected attributions ({x.shape[2] * x.shape[3]},), one a position, got "
-            f"{tuple(attributions.shape)}"
-        )
-    best = attributions.abs().topk(min(count, len(attributions))).indices
-    places = torch.stack([best // x.shape[3], best % x.shape[3]], dim=1).cpu()
-    fields = srd.ierf(network, image, block, places[None])[0]
-    return torch.tensordot(attributions[best], fields.to(attributions), dims=1)
-
-
 def _rule(method: str, points: int) -> tuple[list[float], list[float]]:
-    """Places on the path, and weights, of a quadrature rule."""
+    """Places on the path, and weights, of a quadrature rule."""  # noqa: DOC501
     if method == "endpoint":
         return [1.0], [1.0]
     if points < 2:  # Captum's rules assert it
@@ -307,12 +287,9 @@ def _rule(method: str, points: int) -> tuple[list[float], list[float]]:
 
 
 def _integrate(
-    value: Callable[[Tensor, Tensor], Tensor],
-    path: Iterator[tuple[Tensor, Tensor, Tensor]],
-    weights: Tensor,
-    maps: Tensor,
-    targets: Sequence[int],
-) -> Tensor:
+    value: Callable[[Tensor, Tensor], Tensor], path: Iterator[tuple[Tensor, Tensor, Tensor]],
+    weights: Tensor, maps: Tensor, targets: Sequence[int],
+) -> Tensor:  # fmt: skip
     """G of the module's formula for some of the targets: (T, N, HW, C)."""
     total = [torch.zeros_like(maps) for _ in targets]
     for x, rows, places in path:
@@ -373,12 +350,19 @@ def _like(reference: Tensor, given: Tensor, name: str) -> Tensor:
 
 
 def _per_picture(shape: tuple[int, ...], name: str, codes: Tensor) -> None:
-    """Targets are (T,) for all pictures, or (N, T) beside codes (N, HW, k)."""
+    """Targets are (T,) for all pictures, or (N, T) beside codes (N, HW, k)."""  # noqa: DOC501
     if len(shape) == 1 or (len(shape) == 2 and codes.ndim == 3 and shape[0] == len(codes)):
         return
     raise ValueError(f"{name} of {tuple(shape)} targets do not fit codes {tuple(codes.shape)}")
 
 
-def _choice(value: str, name: str, *allowed: str) -> None:
+def choice(value: str, name: str, *allowed: str) -> None:
+    """Refuse an option that there is not; not in the paper.
+
+    Raises
+    ------
+    ValueError
+        The message lists what there is.
+    """
     if value not in allowed:
         raise ValueError(f"unknown {name} {value!r}: choose {' or '.join(allowed)}")

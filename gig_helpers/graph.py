@@ -3,31 +3,23 @@
 Figures 1, 3, 6 and 10 of the paper.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import networkx as nx
 import torch
 from torch import Tensor
 
-from . import artifacts, assets
-from .clustering import Concepts
+from .concepts import Concepts
+from .data.pictures import class_names
 from .gig import class_relevance, gig
 from .network import Network
 
 
 def concept_graph(
-    network: Network,
-    codes: Mapping[str, Tensor],
-    concepts: Mapping[str, Concepts],
-    classes: Sequence[int],
-    *,
-    top: int = 5,
-    shared: int = 3,
-    points: int = 16,
+    network: Network, codes: Mapping[str, Tensor], concepts: Mapping[str, Concepts],
+    classes: Sequence[int], *, top: int = 5, shared: int = 3, points: int = 16,
     names: Mapping[str, str] | None = None,
-) -> nx.DiGraph:
+) -> nx.DiGraph:  # fmt: skip
     """Concept graph of one picture, of one class, or of two classes (Figures 1, 3, 6 and 10).
 
     A block contributes the ``top`` concepts of each class by class relevance (eq. 7), averaged
@@ -82,14 +74,13 @@ def concept_graph(
 
     graph = nx.DiGraph(blocks=blocks, classes=targets, pictures=len(classes), points=points)
     for label in targets:
-        graph.add_node(
-            f"class/{label}", kind="class", block="class", name=assets.class_names()[label]
-        )
+        graph.add_node(f"class/{label}", kind="class", block="class", name=class_names()[label])
     chosen: dict[str, Tensor] = {}
     relevance: dict[str, Tensor] = {}
     for block in blocks:
+        here = concepts[block]
         every = class_relevance(
-            network, codes[block], concepts[block].vectors, block, targets, points=points
+            network, codes[block], here.vectors, block, targets, beta=here.beta, points=points
         ).cpu()
         relevance[block] = torch.stack([every[rows, t].mean(0) for t, rows in enumerate(of_class)])
         groups = _choose(relevance[block], top, shared)
@@ -107,15 +98,11 @@ def concept_graph(
         chosen[block] = torch.tensor(list(groups))
 
     for source, target in zip(blocks, blocks[1:], strict=False):
+        here, above = concepts[source], concepts[target].vectors[chosen[target]]
         values = gig(
-            network,
-            codes[source],
-            concepts[source].vectors,
-            source,
-            target,
-            concepts[target].vectors[chosen[target]],
-            points=points,
-        )
+            network, codes[source], here.vectors, source, target, above,
+            beta=here.beta, points=points,
+        )  # fmt: skip
         _add_edges(graph, source, chosen[source], target, chosen[target], values.cpu().mean(0))
     last = blocks[-1]
     _add_edges(graph, last, chosen[last], "class", torch.tensor(targets), relevance[last])
@@ -159,27 +146,3 @@ def _add_edges(
                 raw=value,
                 weight=abs(value) / scale if scale else 0.0,
             )
-
-
-def save_json(graph: nx.DiGraph, path: Path) -> None:
-    """Write a graph (Figure 1) as networkx' node-link JSON, atomically."""
-    artifacts.write_json(path, nx.node_link_data(graph, edges="edges"))
-
-
-def load_json(path: Path) -> nx.DiGraph:
-    """Read the graph (Figure 1) that :func:`save_json` wrote."""
-    return nx.node_link_graph(json.loads(path.read_text(encoding="utf-8")), edges="edges")
-
-
-def save_graphml(graph: nx.DiGraph, path: Path) -> None:
-    """Write a graph (Figure 1) as GraphML, for Gephi, yEd or Cytoscape, atomically.
-
-    GraphML knows no lists: they are written as JSON strings.
-    """
-    flat = nx.DiGraph(**{key: json.dumps(value) for key, value in graph.graph.items()})
-    for node, data in graph.nodes(data=True):
-        flat.add_node(
-            node, **{k: json.dumps(v) if isinstance(v, list) else v for k, v in data.items()}
-        )
-    flat.add_edges_from(graph.edges(data=True))
-    artifacts.write_atomically(path, lambda temporary: nx.write_graphml(flat, temporary))

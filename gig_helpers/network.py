@@ -5,18 +5,35 @@ shortcut. A point-wise feature vector (PFV; section 3.1) is that tensor's channe
 position.
 """
 
+import copy
 import hashlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from . import assets
+from .data.weights import weights as pretrained
+
+
+class Window(NamedTuple):
+    """How a layer's kernel moves over its input (the receptive fields of section 3.1)."""
+
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d | nn.MaxPool2d) -> "Window":
+        """The window of a convolution or max-pooling, the same in both directions."""
+        sizes = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        return cls(*(size if isinstance(size, int) else int(size[0]) for size in sizes))
 
 
 class Network:
@@ -33,12 +50,9 @@ class Network:
     """
 
     def __init__(
-        self,
-        model: ResNet,
-        name: str = "resnet",
-        weights: str = "given",
+        self, model: ResNet, name: str = "resnet", weights: str = "given",
         device: str | torch.device | None = None,
-    ):
+    ):  # fmt: skip
         if not isinstance(model, ResNet):
             raise TypeError(f"expected a torchvision ResNet, got {type(model).__name__}")
         self.name, self.weights = name, weights
@@ -54,6 +68,11 @@ class Network:
 
     def __repr__(self) -> str:
         return f"Network({self.name}, weights: {self.weights}, {self.version}, {self.device})"
+
+    def double(self) -> "Network":
+        """The same network in float64, in which sums agree to more digits; not in the paper."""
+        model = copy.deepcopy(self.model).double()
+        return Network(model, self.name, self.weights, self.device)
 
     @property
     def version(self) -> str:
@@ -85,6 +104,25 @@ class Network:
         self.index(name)
         return self.model.get_submodule(name)
 
+    @cached_property
+    def fused(self) -> dict[nn.Module, nn.Conv2d]:
+        """Each convolution with its batch norm as one convolution: weight s·W, bias the shift.
+
+        Made once, at the first pass; a quarter of GIG's time less. Eq. 8 names the shift.
+        """
+        pairs = [(self.model.conv1, self.model.bn1)]
+        for name in self.blocks:
+            block = self.block(name)
+            pairs += zip(*_branch(block), strict=True)
+            if block.downsample is not None:
+                pairs.append(tuple(block.downsample.children()))
+        # Weights laid out channels last make a CPU convolve in that layout, in which it is fastest.
+        layout = torch.channels_last if self.device.type == "cpu" else torch.preserve_format
+        return {
+            conv: fuse_conv_bn_eval(conv, bn).requires_grad_(False).to(memory_format=layout)
+            for conv, bn in pairs
+        }
+
     def index(self, name: str) -> int:
         """Place of a block in ``blocks``.
 
@@ -114,8 +152,12 @@ class Network:
 
     def channels(self, block: str) -> int:
         """Number of channels C of a block's PFVs."""
-        last = [part for part in self.block(block).children() if isinstance(part, nn.BatchNorm2d)]
-        return last[-1].num_features
+        return _branch(self.block(block))[0][-1].out_channels
+
+    @property
+    def class_vectors(self) -> Tensor:
+        """Rows (classes, C) of the last layer's weight: the direction that a class is read from."""
+        return self.model.fc.weight
 
     def bn_shift(self, block: str) -> Tensor:
         """Net shift of batch normalisation μ_BN (eq. 8), also β of eq. 9; shape (C,).
@@ -124,20 +166,10 @@ class Network:
         shift of the main branch's last BN, plus that of the shortcut's BN where there is one.
         """
         module = self.block(block)
-        last = (
-            (module.conv3, module.bn3)
-            if isinstance(module, Bottleneck)
-            else (module.conv2, module.bn2)
-        )
-        _, shift = folded(*last)
+        ends = [_branch(module)[0][-1]]
         if module.downsample is not None:
-            shift = shift + folded(*module.downsample)[1]
-        return shift
-
-    def stem(self, images: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) to the input of the first block."""
-        model = self.model
-        return model.maxpool(F.relu(model.bn1(model.conv1(images))))
+            ends.append(module.downsample[0])
+        return sum(self.fused[conv].bias for conv in ends)  # type: ignore[misc, return-value]
 
     def preactivations(
         self, images: Tensor, blocks: Iterable[str] | None = None
@@ -163,10 +195,10 @@ class Network:
         """
         wanted = self.blocks if blocks is None else tuple(blocks)
         last = max(self.index(name) for name in wanted)
-        x = self.stem(self.checked(images))
+        x = self.model.maxpool(F.relu(self.fused[self.model.conv1](self.checked(images))))
         found: dict[str, Tensor] = {}
         for name in self.blocks[: last + 1]:
-            x = _preactivation(self.block(name), x)
+            x = self._preactivation(name, x)
             if name in wanted:
                 found[name] = x
             x = F.relu(x)
@@ -194,8 +226,8 @@ class Network:
         ValueError
             If ``target`` does not come after ``source``, or ``x`` has the wrong shape.
         """
-        start, stop = self.span(source, target)
-        return self._through(self.checked(x, source), start + 1, stop + 1)
+        self.span(source, target)
+        return self.propagate(self.checked(x, source), source, target)
 
     def logits_from(self, x: Tensor, block: str) -> Tensor:
         """Logits (N, classes) from a block's pre-activation (N, C, H, W); differentiable.
@@ -207,20 +239,31 @@ class Network:
         ValueError
             If ``x`` has the wrong shape.
         """
-        start = self.index(block)
-        x = self.checked(x, block)
-        if start + 1 < len(self.blocks):
-            x = self._through(x, start + 1, len(self.blocks))
-        return self.model.fc(F.relu(x).mean(dim=(2, 3)))
+        return self.propagate(self.checked(x, block), block)
+
+    def propagate(self, x: Tensor, source: str, target: str | None = None) -> Tensor:
+        """:meth:`between`, or without a target :meth:`logits_from`, of input known to be good.
+
+        Looking for NaN in (N, C, H, W) makes a GPU wait, so what runs in a loop comes here.
+        """
+        stop = len(self.blocks) if target is None else self.index(target) + 1
+        for name in self.blocks[self.index(source) + 1 : stop]:
+            x = self._preactivation(name, F.relu(x))
+        return x if target else self.model.fc(F.relu(x).mean(dim=(2, 3)))
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of normalised pictures (N, 3, H, W)."""
         return self.model(self.checked(images))
 
-    def _through(self, x: Tensor, start: int, stop: int) -> Tensor:
-        for name in self.blocks[start:stop]:
-            x = _preactivation(self.block(name), F.relu(x))
-        return x
+    def _preactivation(self, name: str, x: Tensor) -> Tensor:
+        """A block's pre-activation from its input, after the ReLU."""
+        block = self.block(name)
+        *before, last = _branch(block)[0]
+        y = x
+        for conv in before:
+            y = F.relu(self.fused[conv](y))
+        shortcut = x if block.downsample is None else self.fused[block.downsample[0]](x)
+        return self.fused[last](y) + shortcut
 
     def checked(self, x: Tensor, block: str | None = None) -> Tensor:
         """Pictures, or a block's pre-activations, on the network's device.
@@ -258,15 +301,18 @@ class Network:
             step *= stride
         return size, step, start
 
-    def _windows(self, block: str) -> list[tuple[int, int, int, int]]:
-        """Kernel, stride, padding and dilation of each layer down to a block, along the branch."""
-        stem = [self.model.conv1, self.model.maxpool]
+    def _windows(self, block: str) -> list[Window]:
+        """The window of each layer down to a block, along the branch."""
+        stem = (self.model.conv1, self.model.maxpool)
         blocks = [self.block(name) for name in self.blocks[: self.index(block) + 1]]
-        convs = [part for b in blocks for part in b.children() if isinstance(part, nn.Conv2d)]
-        return [
-            (_one(x.kernel_size), _one(x.stride), _one(x.padding), _one(x.dilation))
-            for x in (*stem, *convs)
-        ]
+        return [Window.of(layer) for layer in (*stem, *(c for b in blocks for c in _branch(b)[0]))]
+
+
+def _branch(block: BasicBlock | Bottleneck) -> tuple[list[nn.Conv2d], list[nn.BatchNorm2d]]:
+    """Convolutions and batch norms of a block's main branch, in order."""
+    parts = list(block.children())
+    convs = [part for part in parts if isinstance(part, nn.Conv2d)]
+    return convs, [part for part in parts if isinstance(part, nn.BatchNorm2d)]
 
 
 def load_network(
@@ -280,7 +326,7 @@ def load_network(
         ``"resnet18"``, ``"resnet34"``, ``"resnet50"``, ``"resnet101"``, ``"resnet152"``, or one
         of torchvision's wide and grouped ones.
     weights
-        ``"auto"``, ``"torchvision"`` or ``"keras"``; see :func:`gig_helpers.assets.weights`.
+        ``"auto"``, ``"torchvision"`` or ``"keras"``; see :func:`gig_helpers.data.weights.weights`.
     device
         ``None``: CUDA where there is a GPU, else the CPU.
 
@@ -288,13 +334,13 @@ def load_network(
     ------
     ValueError
         If the name or the source of weights is unknown.
-    gig_helpers.assets.AssetUnavailable
+    gig_helpers.data.weights.AssetUnavailable
         If no weights can be had.
     """
     known: Sequence[str] = [n for n in torchvision.models.list_models() if "resne" in n]
     if name not in known:
         raise ValueError(f"unknown network {name!r}: choose one of {', '.join(known)}")
-    state, source = assets.weights(name, weights)
+    state, source = pretrained(name, weights)
     model = torchvision.models.get_model(name, weights=None)
     if source == "keras":
         for stage in (model.layer2, model.layer3, model.layer4):
@@ -305,33 +351,3 @@ def load_network(
     if missing or unexpected:
         raise ValueError(f"weights do not fit {name}: missing {missing}, unexpected {unexpected}")
     return Network(model, name, source, device)
-
-
-def _preactivation(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
-    y = F.relu(_conv_bn(block.conv1, block.bn1, x))
-    if isinstance(block, Bottleneck):
-        y = F.relu(_conv_bn(block.conv2, block.bn2, y))
-        y = _conv_bn(block.conv3, block.bn3, y)
-    else:
-        y = _conv_bn(block.conv2, block.bn2, y)
-    if block.downsample is None:
-        return y + x
-    conv, bn = block.downsample.children()
-    return y + _conv_bn(conv, bn, x)
-
-
-def _conv_bn(conv: Any, bn: Any, x: Tensor) -> Tensor:
-    """Convolution and batch norm as one convolution: a quarter of GIG's time less."""
-    weight, shift = folded(conv, bn)
-    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
-
-
-def _one(size: int | tuple[int, ...]) -> int:
-    return size if isinstance(size, int) else size[0]
-
-
-def folded(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight s·W (C, C_in, k, k) and shift (C,) of one convolution that does both (eq. 8)."""
-    assert bn.running_mean is not None and bn.running_var is not None
-    scale = bn.weight / torch.sqrt(bn.running_var + bn.eps)
-    return conv.weight * scale[:, None, None, None], bn.bias - bn.running_mean * scale

@@ -8,23 +8,24 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import pandas as pd
 import torch
 from accelerate.utils import find_executable_batch_size
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from . import artifacts, assets, profiles, srd
 from . import network as network_module
-from .assets import Pictures, UnreadablePicture
+from . import srd
+from .data import artifacts, profiles
+from .data.pictures import Pictures, UnreadablePicture, load_pictures
+from .data.profiles import Profile
 from .network import Network
-from .profiles import Profile
 
 SHARD_BATCHES = 4
 """Batches a shard: what a killed run can lose."""
@@ -40,7 +41,7 @@ class PFVDataset:
 
     Attributes
     ----------
-    key
+    fingerprint
         Hash of all that the dataset depends on.
     blocks
         Names of the blocks.
@@ -53,7 +54,7 @@ class PFVDataset:
     """
 
     folder: Path
-    key: str
+    fingerprint: str
     blocks: tuple[str, ...]
     pictures: tuple[str, ...]
     labels: tuple[int | None, ...]
@@ -61,39 +62,51 @@ class PFVDataset:
 
     def vectors(self, block: str) -> Tensor:
         """PFVs (n, C), pre-activation."""
-        return self._column(block, "vectors")
+        return self._of(block, "vectors")
 
     def positions(self, block: str) -> Tensor:
         """Row and column (n, 2) of each PFV in the block's map."""
-        return self._column(block, "positions")
+        return self._of(block, "positions")
 
     def contributions(self, block: str) -> Tensor:
         """Relevance (n,) of each PFV: its signed share of the predicted class's logit."""
-        return self._column(block, "contributions")
+        return self._of(block, "contributions")
 
     def picture_ids(self, block: str) -> Tensor:
         """Index (n,) into ``pictures`` of the picture that each PFV comes from."""
-        return self._column(block, "picture_ids")
+        return self._of(block, "picture_ids")
+
+    def count(self, block: str) -> int:
+        """Number n of PFVs of a block."""
+        return len(self.picture_ids(block))
 
     def predictions(self) -> Tensor:
         """Predicted class (N,) of each picture; −1 for one that could not be read."""
         found = torch.full((len(self.pictures),), -1)
-        for shard in self._shards():
-            tensors = load_file(shard)
-            found[tensors["pictures"]] = tensors["predictions"]
+        found[self._column("pictures")] = self._column("predictions")
         return found
 
-    def _column(self, block: str, column: str) -> Tensor:
+    @cached_property
+    def photographs(self) -> Tensor:
+        """Number (N,) of the photograph that each picture is a view of, by the order of names."""
+        return torch.from_numpy(pd.factorize(pd.Series(self.pictures), sort=True)[0]).long()
+
+    def held_out(self, block: str) -> Tensor:
+        """Which PFVs (n,) of a block come from every fourth photograph: to be left out of a fit."""
+        return self.photographs[self.picture_ids(block)] % 4 == 0
+
+    def _of(self, block: str, column: str) -> Tensor:
         if block not in self.blocks:
             raise KeyError(f"no PFVs of {block!r}: this dataset has {', '.join(self.blocks)}")
-        parts = []
-        for shard in self._shards():
-            with safe_open(shard, framework="pt") as file:
-                parts.append(file.get_tensor(f"{block}.{column}"))
-        return torch.cat(parts)
+        return self._column(f"{block}.{column}")
 
-    def _shards(self) -> list[Path]:
-        return sorted(self.folder.glob("shard-*.safetensors"))
+    def _column(self, name: str) -> Tensor:
+        parts = []
+        for shard in sorted(self.folder.glob("shard-*.safetensors")):
+            with safe_open(shard, framework="pt") as file:
+                if name in file.keys():  # a shard of broken pictures holds nothing
+                    parts.append(file.get_tensor(name))
+        return torch.cat(parts)
 
 
 def sample(network: Network, pictures: Pictures, profile: Profile) -> PFVDataset:
@@ -120,7 +133,7 @@ def sample(network: Network, pictures: Pictures, profile: Profile) -> PFVDataset
     KeyError
         If a block is unknown.
     """
-    key, depends, shards = _plan(network, pictures, profile)
+    key, shards = _plan(network, pictures, profile)
     sample_part(network, pictures, profile)
     skipped: dict[str, str] = {}
     for path in shards:
@@ -128,13 +141,9 @@ def sample(network: Network, pictures: Pictures, profile: Profile) -> PFVDataset
             skipped |= json.loads(file.metadata()["skipped"])
     if len(skipped) == len(pictures):
         raise ValueError(f"no picture of {pictures.name} could be read; the first: {skipped}"[:500])
-    folder = artifacts.folder() / f"pfv-{key}"
-    artifacts.write_json(
-        folder / "manifest.json",
-        {"depends": depends, "pictures": list(pictures.paths), "skipped": skipped},
-    )
     if skipped:
         print(f"skipped {len(skipped)} of {len(pictures)} pictures, listed in .skipped")
+    folder = artifacts.folder() / f"pfv-{key}"
     return PFVDataset(folder, key, profile.blocks, pictures.paths, pictures.labels, skipped)
 
 
@@ -161,39 +170,25 @@ def sample_part(
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} is not one of 0 … {world_size - 1}")
-    _, _, shards = _plan(network, pictures, profile)
+    _, shards = _plan(network, pictures, profile)
     missing = [path for path in list(shards)[rank::world_size] if not path.exists()]
     for path in tqdm(missing, desc="sampling PFVs", unit="shard", disable=not missing):
         _write_shard(path, network, pictures, shards[path], profile)
 
 
-def _plan(
-    network: Network, pictures: Pictures, profile: Profile
-) -> tuple[str, dict[str, Any], dict[Path, range]]:
-    """The dataset's key, what it depends on, and each shard's file with its pictures."""
+def _plan(network: Network, pictures: Pictures, profile: Profile) -> tuple[str, dict[Path, range]]:
+    """The dataset's key, and each shard's file with its pictures."""
     for block in profile.blocks:
         network.index(block)
-    depends = {
-        "network": network.fingerprint,
-        "pictures": pictures.fingerprint,
-        "blocks": list(profile.blocks),
-        "per_image": profile.per_image,
-        "batch_size": profile.batch_size,
-        "seed": profile.seed,
+    sizes = (profile.blocks, profile.per_image, profile.batch_size, profile.seed)
+    depends = {"given": artifacts.fingerprint((network, pictures, sizes))}
+    key = artifacts.key("pfv", depends, (network_module, srd, sys.modules[__name__]))
+    folder, size = artifacts.folder() / f"pfv-{key}", profile.batch_size * SHARD_BATCHES
+    starts = range(0, len(pictures), size)
+    return key, {
+        folder / f"shard-{start // size:06d}.safetensors": range(len(pictures))[start:][:size]
+        for start in starts
     }
-    key = artifacts.key("pfv", depends, code=(network_module, srd, sys.modules[__name__]))
-    folder = artifacts.folder() / f"pfv-{key}"
-    size = profile.batch_size * SHARD_BATCHES
-    return (
-        key,
-        depends,
-        {
-            folder / f"shard-{start // size:06d}.safetensors": range(
-                start, min(start + size, len(pictures))
-            )
-            for start in range(0, len(pictures), size)
-        },
-    )
 
 
 def draw(contributions: Tensor, count: int, seeds: list[int]) -> Tensor:
@@ -221,13 +216,9 @@ def draw(contributions: Tensor, count: int, seeds: list[int]) -> Tensor:
     if not torch.isfinite(contributions).all():
         raise ValueError("contributions hold NaN or infinite values")
     flat = contributions.flatten(1).double().cpu()
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = torch.stack(
-        [
-            torch.rand(
-                flat.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(s)
-            )
-            for s in seeds
-        ]
+        [torch.rand(flat.shape[1], dtype=flat.dtype, generator=g) for g in generators]
     )
     # Efraimidis and Spirakis: the smallest of Exp(1)/p are a weighted draw without replacement.
     weight = flat.clamp(min=0)
@@ -279,12 +270,7 @@ def _write_shard(
             else:
                 images.append(image)
                 kept.append(index)
-        parts = (
-            sampled(torch.stack(images), torch.tensor(kept))
-            if kept
-            else [_empty_batch(network, profile)]
-        )
-        for part in parts:
+        for part in sampled(torch.stack(images), torch.tensor(kept)) if kept else ():
             for name, tensor in part.items():
                 columns.setdefault(name, []).append(tensor)
     tensors = {name: torch.cat(parts) for name, parts in columns.items()}
@@ -314,150 +300,9 @@ def _sample_batch(
     return columns
 
 
-def _empty_batch(network: Network, profile: Profile) -> dict[str, Tensor]:
-    whole = torch.zeros(0, dtype=torch.int64)
-    columns = {"pictures": whole, "predictions": whole}
-    for block in profile.blocks:
-        columns[f"{block}.vectors"] = torch.zeros(0, network.channels(block))
-        columns[f"{block}.positions"] = torch.zeros(0, 2, dtype=torch.int64)
-        columns[f"{block}.contributions"] = torch.zeros(0)
-        columns[f"{block}.picture_ids"] = whole
-    return columns
-
-
 def _seed(seed: int, block: str, pictures: Pictures, index: int) -> int:
     text = json.dumps([seed, block, pictures.paths[index], pictures.boxes[index]])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-
-
-def ierfs(
-    network: Network, pictures: Pictures, dataset: PFVDataset, block: str, indices: Tensor
-) -> Tensor:
-    """iERFs of some PFVs of the dataset, made when asked for; shape (m, H_img, W_img).
-
-    Parameters
-    ----------
-    indices
-        Rows (m,) of ``dataset.vectors(block)``.
-
-    Raises
-    ------
-    ValueError
-        If no PFV is asked for.
-
-    Notes
-    -----
-    Effective receptive fields by the sharing ratio (eq. 10); each sums to 1.
-    """
-    picture_ids = dataset.picture_ids(block)[indices]
-    positions = dataset.positions(block)[indices]
-    unique, inverse = picture_ids.unique(return_inverse=True)
-    found: Tensor | None = None
-    for n, picture in enumerate(unique.tolist()):
-        rows = (inverse == n).nonzero().flatten()
-        images = pictures[picture][None].to(network.device)
-        maps = srd.ierf(network, images, block, positions[rows][None])[0].cpu()
-        if found is None:
-            found = maps.new_zeros(len(indices), *maps.shape[1:])
-        found[rows] = maps
-    if found is None:
-        raise ValueError("no PFV was asked for: indices is empty")
-    return found
-
-
-@dataclass(frozen=True)
-class Example:
-    """One PFV as Figure 1 shows it: the part of the picture around it, its square and its iERF.
-
-    Attributes
-    ----------
-    crop
-        RGB part of the picture, (S, S, 3), uint8.
-    ierf
-        The iERF's same part, (S, S).
-    square
-        Left, top and side, in pixels of the crop, of the square that holds most of the iERF.
-    picture, label
-        Path of the picture, and its ImageNet class or None.
-    """
-
-    crop: np.ndarray
-    ierf: np.ndarray
-    square: tuple[int, int, int]
-    picture: str
-    label: int | None
-
-
-def examples(
-    network: Network, pictures: Pictures, dataset: PFVDataset, block: str, indices: Tensor
-) -> list[Example]:
-    """PFVs of the dataset as crops with square and iERF, as in the paper's Figure 1.
-
-    The square holds 70 % of the iERF's positive mass; the crop has twice its side, for context.
-
-    Parameters
-    ----------
-    indices
-        Rows (m,) of ``dataset.vectors(block)``.
-    """
-    found = []
-    maps = ierfs(network, pictures, dataset, block, indices)
-    for picture, ierf in zip(dataset.picture_ids(block)[indices].tolist(), maps, strict=True):
-        top, left, side = window(ierf)
-        edge = min(2 * side, *ierf.shape)
-        y = min(max(top - (edge - side) // 2, 0), ierf.shape[0] - edge)
-        x = min(max(left - (edge - side) // 2, 0), ierf.shape[1] - edge)
-        part = slice(y, y + edge), slice(x, x + edge)
-        found.append(
-            Example(
-                np.asarray(pictures.image(picture))[part],
-                ierf[part].numpy(),
-                (left - x, top - y, side),
-                dataset.pictures[picture],
-                dataset.labels[picture],
-            )
-        )
-    return found
-
-
-def window(ierf: Tensor, share: float = 0.7) -> tuple[int, int, int]:
-    """Square around an iERF that holds a share of its positive mass: a red box of Figure 1.
-
-    The smallest around the centre of mass; the paper does not say how it draws them.
-
-    Parameters
-    ----------
-    ierf
-        (H_img, W_img)
-    share
-        Fraction of Σ max(iERF, 0).
-
-    Returns
-    -------
-    top, left, side
-        In pixels; the square is shifted, never cut, to stay inside the picture.
-    """
-    mass = ierf.clamp(min=0).double()
-    total = mass.sum()
-    height, width = mass.shape
-    if total <= 0:
-        return 0, 0, min(height, width)
-    rows, columns = torch.arange(height), torch.arange(width)
-    y = float((mass.sum(dim=1) * rows).sum() / total)
-    x = float((mass.sum(dim=0) * columns).sum() / total)
-    integral = torch.nn.functional.pad(mass.cumsum(0).cumsum(1), (1, 0, 1, 0))
-    for side in range(8, min(height, width) + 1, 4):
-        top = round(min(max(y - side / 2, 0), height - side))
-        left = round(min(max(x - side / 2, 0), width - side))
-        inside = (
-            integral[top + side, left + side]
-            - integral[top, left + side]
-            - integral[top + side, left]
-            + integral[top, left]
-        )
-        if inside >= share * total:
-            return top, left, side
-    return 0, 0, min(height, width)
 
 
 def _main() -> None:
@@ -467,7 +312,7 @@ def _main() -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     profile = profiles.get()
     network = network_module.load_network(profile.network, profile.weights)
-    sample_part(network, assets.pictures(profile.pictures), profile, rank, world_size)
+    sample_part(network, load_pictures(profile.pictures), profile, rank, world_size)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,13 @@ there the pooled vector is a target of its own, and its parts are its channels f
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, product
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.models.resnet import Bottleneck
 
-from .network import Network, folded
+from .network import Network, Window
 
 PIXELS = "pixels"
 """Name of the lowest level in :func:`contributions`, below every block."""
@@ -39,12 +38,9 @@ PIXELS = "pixels"
 @torch.no_grad()
 @torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 def contributions(
-    network: Network,
-    images: Tensor,
-    blocks: Iterable[str] | None = None,
-    classes: Tensor | Sequence[int] | None = None,
-    batch_size: int = 8,
-) -> dict[str, Tensor]:
+    network: Network, images: Tensor, blocks: Iterable[str] | None = None,
+    classes: Tensor | Sequence[int] | None = None, batch_size: int = 8,
+) -> dict[str, Tensor]:  # fmt: skip
     """Contribution of every PFV to a class's logit, at all blocks in one sweep (SRD; appendix C).
 
     Parameters
@@ -181,28 +177,18 @@ def ierf(
 # ---------------------------------------------------------------------------- the forward pass
 
 
-class _Window(NamedTuple):
-    """How a layer's kernel moves over its input."""
+def _offsets(window: Window) -> Iterator[tuple[int, int]]:
+    steps = range(0, window.kernel * window.dilation, window.dilation)
+    return product(steps, steps)
 
-    kernel: int
-    stride: int
-    padding: int
-    dilation: int
 
-    def offsets(self) -> Iterator[tuple[int, int]]:
-        steps = range(0, self.kernel * self.dilation, self.dilation)
-        return product(steps, steps)
-
-    def seen(self, padded: Tensor, offset: tuple[int, int], size: tuple[int, ...]) -> Tensor:
-        """View of what each of ``size`` output positions sees at this offset."""
-        rows, columns = (
-            slice(first, first + self.stride * (count - 1) + 1, self.stride)
-            for first, count in zip(offset, size, strict=True)
-        )
-        return padded[..., rows, columns]
-
-    def pad(self, x: Tensor) -> Tensor:
-        return F.pad(x, [self.padding] * 4) if self.padding else x
+def _seen(window: Window, padded: Tensor, offset: tuple[int, int], size: tuple[int, ...]) -> Tensor:
+    """View of what each of ``size`` output positions sees at this offset."""
+    rows, columns = (
+        slice(first, first + window.stride * (count - 1) + 1, window.stride)
+        for first, count in zip(offset, size, strict=True)
+    )
+    return padded[..., rows, columns]
 
 
 @dataclass(frozen=True)
@@ -211,8 +197,13 @@ class _Layer:
 
     weight: Tensor
     shift: Tensor
-    window: _Window
+    window: Window
     groups: int
+
+    @classmethod
+    def of(cls, fused: nn.Conv2d) -> "_Layer":
+        assert fused.bias is not None
+        return cls(fused.weight, fused.bias, Window.of(fused), fused.groups)
 
     def linear(self, x: Tensor) -> Tensor:
         _, stride, padding, dilation = self.window
@@ -220,10 +211,10 @@ class _Layer:
 
     def parts(self, x: Tensor, size: tuple[int, ...]) -> Iterator[Tensor]:
         """What each kernel offset brings to the output, before the shift."""
-        padded = self.window.pad(x)
+        padded = F.pad(x, [self.window.padding] * 4)
         taps = self.weight.flatten(2).unbind(2)
-        for offset, tap in zip(self.window.offsets(), taps, strict=True):
-            seen = self.window.seen(padded, offset, size)
+        for offset, tap in zip(_offsets(self.window), taps, strict=True):
+            seen = _seen(self.window, padded, offset, size)
             yield F.conv2d(seen, tap[:, :, None, None], groups=self.groups)
 
 
@@ -232,7 +223,7 @@ class _Shares:
     """A layer's sharing ratios (N, kernel², H, W): shares[n, o, j] of the position at offset o."""
 
     ratios: Tensor
-    window: _Window
+    window: Window
     input_size: tuple[int, ...]
 
     def __call__(self, relevance: Tensor) -> Tensor:
@@ -242,8 +233,8 @@ class _Shares:
             return self.ratios * relevance
         rows, columns = self.input_size
         below = relevance.new_zeros(*relevance.shape[:2], rows + 2 * pad, columns + 2 * pad)
-        for offset, ratio in zip(self.window.offsets(), self.ratios.unbind(1), strict=True):
-            self.window.seen(below, offset, size).addcmul_(ratio[:, None], relevance)
+        for offset, ratio in zip(_offsets(self.window), self.ratios.unbind(1), strict=True):
+            _seen(self.window, below, offset, size).addcmul_(ratio[:, None], relevance)
         return below[..., pad : pad + rows, pad : pad + columns]
 
 
@@ -252,7 +243,7 @@ class _Pool:
     """Where max-pooling took each channel from: the number of the offset, (N, C, H, W)."""
 
     chosen: Tensor
-    window: _Window
+    window: Window
     input_size: tuple[int, ...]
 
     def parts(self, x: Tensor) -> Iterator[Tensor]:
@@ -261,7 +252,7 @@ class _Pool:
             yield torch.where(self.chosen == number, x, 0)
 
 
-_POINT = _Window(1, 1, 0, 1)
+_POINT = Window(1, 1, 0, 1)
 _Down = Callable[[Tensor], Tensor]
 
 
@@ -284,27 +275,27 @@ def _forward(
         if name == network.blocks[0]:
             downs[name], x = _stem_and_block(network, images)
         else:
-            downs[name], x = _block(network.block(name), F.relu(x))
+            downs[name], x = _block(network, name, F.relu(x))
     return downs, x
 
 
 def _stem_and_block(network: Network, images: Tensor) -> tuple[_Down, Tensor]:
-    stem = _folded(network.model.conv1, network.model.bn1)
+    stem = _Layer.of(network.fused[network.model.conv1])
     linear = stem.linear(images)
     v = linear + stem.shift[:, None, None]
     to_pixels = _shares(stem, images, linear, v)
     x, pool = _pooled(network.model.maxpool, F.relu(v))
-    block = network.block(network.blocks[0])
-    if isinstance(block, Bottleneck):
-        to_stem, v = _block(block, x, pool)
+    first = network.blocks[0]
+    if isinstance(network.block(first), Bottleneck):
+        to_stem, v = _block(network, first, x, pool)
         return lambda relevance: to_pixels(to_stem(relevance)), v
-    to_pool, v = _block(block, x)
+    to_pool, v = _block(network, first, x)
     to_stem = _Shares(_ratios(pool.parts(x), None, x), pool.window, pool.input_size)
     return lambda relevance: to_pixels(to_stem(to_pool(relevance))), v
 
 
 def _pooled(layer: nn.MaxPool2d, x: Tensor) -> tuple[Tensor, _Pool]:
-    window = _window(layer)
+    window = Window.of(layer)
     pooled, index = F.max_pool2d(x, *window[:3], return_indices=True)
     height, width = pooled.shape[2:]
     row = index // x.shape[3] + window.padding
@@ -315,12 +306,14 @@ def _pooled(layer: nn.MaxPool2d, x: Tensor) -> tuple[Tensor, _Pool]:
 
 
 def _block(
-    block: BasicBlock | Bottleneck, x: Tensor, pool: _Pool | None = None
+    network: Network, name: str, x: Tensor, pool: _Pool | None = None
 ) -> tuple[_Down, Tensor]:
     """A block's way down, and its pre-activation; x is its input, after the ReLU."""
-    branch = [_folded(block.conv1, block.bn1), _folded(block.conv2, block.bn2)]
+    block = network.block(name)
+    convs = [block.conv1, block.conv2]
     if isinstance(block, Bottleneck):
-        branch.append(_folded(block.conv3, block.bn3))
+        convs.append(block.conv3)
+    branch = [_Layer.of(network.fused[conv]) for conv in convs]
     main: list[_Shares] = []
     y = x
     for layer in branch[:-1]:
@@ -335,7 +328,7 @@ def _block(
         v += x
         shortcut = _Shares(_ratios([x], None, v), _POINT, tuple(x.shape[2:]))
     else:
-        beside = _folded(*block.downsample)
+        beside = _Layer.of(network.fused[block.downsample[0]])
         linear_beside = beside.linear(x)
         v += linear_beside + beside.shift[:, None, None]
         shortcut = _shares(beside, x, linear_beside, v, pool)
@@ -348,15 +341,6 @@ def _block(
         return below + shortcut(relevance)
 
     return down, v
-
-
-def _folded(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> _Layer:
-    return _Layer(*folded(conv, bn), _window(conv), conv.groups)
-
-
-def _window(layer: nn.Conv2d | nn.MaxPool2d) -> _Window:
-    sizes = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-    return _Window(*(size if isinstance(size, int) else int(size[0]) for size in sizes))
 
 
 # ---------------------------------------------------------------------------- the sharing ratios
@@ -396,11 +380,9 @@ def _compressed(layer: _Layer, target: Tensor) -> tuple[_Layer, list[Tensor]]:
 
 
 def _ratios(
-    parts: Iterable[Tensor],
-    shift: Tensor | None,
-    target: Tensor,
+    parts: Iterable[Tensor], shift: Tensor | None, target: Tensor,
     directions: Iterable[Tensor] | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """μ of each part (N, C, H, W) in the target, (N, parts, H, W).
 
     μ = (⟨part, v⟩ + ⟨b, v⟩ · ‖part‖ / Σ‖part‖) / ‖v‖²; 0/0 is 0. The inner products are taken with
@@ -471,7 +453,7 @@ def _checked_classes(network: Network, classes: Tensor | Sequence[int], count: i
 def _checked_positions(
     network: Network, block: str, positions: Tensor, count: int, size: tuple[int, int]
 ) -> Tensor:
-    """Positions as (N, P, 2), on the CPU."""
+    """Positions as (N, P, 2), on the CPU."""  # noqa: DOC501
     if positions.is_floating_point() or positions.dtype == torch.bool:
         raise TypeError(f"positions must be integers, got {positions.dtype}")
     if positions.ndim not in (2, 3) or (positions.shape[0], positions.shape[-1]) != (count, 2):

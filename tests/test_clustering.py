@@ -1,13 +1,14 @@
+"""clustering.py: a scikit-learn estimator that does what appendix B says, many splits at a time."""
+
 import numpy as np
 import pytest
 import torch
 from sklearn.cluster import BisectingKMeans
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
-from torch.nn import functional as F
 
 from gig_helpers import clustering
-from gig_helpers.clustering import BisectingSphericalKMeans, Concepts, concept_vectors, extract
+from gig_helpers.clustering import BisectingSphericalKMeans, nearest_centre
 
 EXPECTED_FAILURES = {
     "check_estimators_dtypes": "its integer data hold a row of zeros, which has no direction",
@@ -169,6 +170,10 @@ def test_predict_takes_the_nearest_centroid():
     expected = (unit @ model.cluster_centers_.T).argmax(1)
     np.testing.assert_array_equal(model.predict(new * 7), expected)
     np.testing.assert_array_equal(model.predict(torch.from_numpy(new)), expected)
+    centres = torch.from_numpy(model.cluster_centers_)
+    # Centres of any length: cosines alone count.
+    scaled = centres * torch.arange(1.0, 11)[:, None]
+    assert nearest_centre(torch.from_numpy(new), scaled).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(
@@ -184,60 +189,6 @@ def test_predict_takes_the_nearest_centroid():
 def test_bad_input(x, k, message):
     with pytest.raises(ValueError, match=message):
         BisectingSphericalKMeans(k).fit(x)
-
-
-@pytest.fixture(scope="module")
-def pfvs():
-    torch.manual_seed(0)
-    return torch.randn(60, 5) * 3 + 1, torch.full((5,), 1.0)
-
-
-def test_extract_gives_averages_of_centred_members(pfvs):
-    x, beta = pfvs
-    concepts = extract(x, beta, 7, members="raw", random_state=0, block="layer1.0")
-    assert len(concepts) == 7 and concepts.block == "layer1.0"
-    for q in range(7):
-        own = x[concepts.members(q)] - beta
-        torch.testing.assert_close(concepts.vectors[q], own.mean(0))
-    shifted = extract(x + 5, beta + 5, 7, members="raw", random_state=0)
-    torch.testing.assert_close(shifted.vectors, concepts.vectors, rtol=1e-4, atol=1e-4)
-
-
-def test_unit_members_are_shorter_where_looser(pfvs):
-    x, beta = pfvs
-    labels = torch.from_numpy(BisectingSphericalKMeans(7, random_state=0).fit(x - beta).labels_)
-    unit = concept_vectors(x, labels, beta, "unit")
-    own = F.normalize(x - beta, dim=1)[labels == 3]
-    torch.testing.assert_close(unit[3], own.mean(0))
-    # ‖mean of unit vectors‖ = mean cosine to the centroid, so at most 1.
-    torch.testing.assert_close(unit[3].norm(), (own @ F.normalize(unit[3], dim=0)).mean())
-
-
-def test_concept_vectors_bad_input(pfvs):
-    x, beta = pfvs
-    with pytest.raises(ValueError, match='"raw" or "unit"'):
-        concept_vectors(x, torch.zeros(60, dtype=torch.long), beta, "mean")
-    with pytest.raises(ValueError, match="no PFV has the label 1"):
-        concept_vectors(x, torch.arange(60) % 2 * 2, beta)
-
-
-def test_nearest_by_hand():
-    concepts = Concepts(torch.eye(2), torch.ones(2), torch.tensor([0, 1, 0]))
-    x = torch.tensor([[3.0, 1.5], [1.0, 9.0], [2.0, 1.0]])  # centred: (2, .5), (0, 8), (1, 0)
-    assert concepts.nearest(x, 2).tolist() == [[2, 0], [1, 0]]
-    with pytest.raises(ValueError, match="between 1 and the 3"):
-        concepts.nearest(x, 4)
-    with pytest.raises(IndexError, match="no concept 2"):
-        concepts.members(2)
-
-
-def test_class_entropy_by_hand():
-    labels = torch.tensor([0, 0, 0, 0, 1, 1, 3])
-    concepts = Concepts(torch.eye(4), torch.zeros(4), labels)
-    found = concepts.class_entropy(torch.tensor([5, 5, 7, 7, 2, 2, 9]))
-    torch.testing.assert_close(found, torch.tensor([1.0, 0.0, torch.nan, 0.0]), equal_nan=True)
-    with pytest.raises(ValueError, match="one class for each of 7"):
-        concepts.class_entropy(torch.tensor([1]))
 
 
 def test_without_a_copy_the_rows_become_unit_vectors():

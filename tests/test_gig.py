@@ -3,15 +3,15 @@
 import pytest
 import torch
 from captum.attr import IntegratedGradients, LayerIntegratedGradients
+from conftest import random_network, sparse_codes
 from torch import nn
-from torchvision.models.resnet import Bottleneck, ResNet
 
-from gig_helpers import assets, clustering, srd
+from gig_helpers import Network, load_pictures
 from gig_helpers import gig as module
-from gig_helpers.decomposition import lasso_codes
-from gig_helpers.gig import attribute, class_relevance, gig, localize
-from gig_helpers.network import Network
-from gig_helpers.profiles import CHAIN
+from gig_helpers.concepts import extract
+from gig_helpers.data.profiles import CHAIN
+from gig_helpers.gig import attribute, class_relevance, gig
+from gig_helpers.lasso import lasso_codes
 
 PAIRS = [
     ("layer1.0", "layer1.1"),
@@ -24,31 +24,19 @@ PAIRS = [
 ]
 
 
-def small_network(width: int = 8) -> Network:
-    """A random float64 ResNet of eight bottleneck blocks, with BN statistics that are not 0, 1."""
-    torch.manual_seed(0)
-    model = ResNet(Bottleneck, [2, 2, 2, 2], num_classes=7, width_per_group=width).double()
-    for part in model.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            nn.init.uniform_(part.weight, 0.5, 1.5)
-            nn.init.normal_(part.bias, 0.0, 0.3)
-            assert part.running_mean is not None and part.running_var is not None
-            nn.init.normal_(part.running_mean, 0.0, 0.3)
-            nn.init.uniform_(part.running_var, 0.5, 1.5)
-    return Network(model, device="cpu")
-
-
 @pytest.fixture(scope="module")
 def net() -> Network:
-    return small_network()
+    """Eight bottleneck blocks in float64."""
+    # With seed 0 a ReLU's kink lies so near to a point that finite differences step over it.
+    return random_network(
+        "v1.5", torch.float64, layers=(2, 2, 2, 2), seed=1, num_classes=7, width_per_group=8
+    )
 
 
 def case(net, source, pictures=2, shape=(3, 2), k=11, dtype=torch.float64):
     """Sparse random codes (N, HW, k) and concepts of one block."""
     generator = torch.Generator().manual_seed(1)
-    size = (pictures, shape[0] * shape[1], k)
-    codes = torch.randn(size, generator=generator, dtype=dtype)
-    codes = codes * (torch.rand(size, generator=generator) < 0.4)
+    codes = sparse_codes(pictures, shape[0] * shape[1], k, dtype=dtype)
     concepts = torch.randn(k, net.channels(source), generator=generator, dtype=dtype)
     return codes, concepts
 
@@ -272,7 +260,7 @@ def test_endpoint_is_gradient_times_code(net):
 
 def test_a_tolerance_is_kept(net):
     codes, concepts = case(net, "layer3.1")
-    arguments = (net, codes, concepts, "layer3.1", [3, 4])
+    arguments = (net, codes, concepts, "layer3.1", [0, 1])
     options = {"shape": (3, 2), "return_convergence_delta": True}
     _, coarse = class_relevance(*arguments, points=2, **options)
     values, delta = class_relevance(*arguments, points=2, tolerance=1e-2, **options)
@@ -296,22 +284,6 @@ def test_no_grad_outside_does_not_matter(net):
     with torch.no_grad():
         got = class_relevance(net, codes, concepts, "layer3.0", [1], points=4, shape=(3, 2))
     torch.testing.assert_close(got, expected)
-
-
-def test_localize_is_a_weighted_sum_of_ierfs(net):
-    torch.manual_seed(0)
-    image = torch.randn(1, 3, 48, 48, dtype=torch.float64)
-    block = "layer2.1"
-    side = net.preactivations(image, [block])[block].shape[2]
-    attributions = torch.randn(side**2, dtype=torch.float64)
-    expected = torch.zeros(48, 48, dtype=torch.float64)
-    strongest = sorted(range(side**2), key=lambda p: -abs(float(attributions[p])))[:5]
-    for p in strongest:
-        place = torch.tensor([[p // side, p % side]])
-        expected += attributions[p] * srd.ierf(net, image, block, place)[0]
-    torch.testing.assert_close(localize(net, image, block, attributions, 5), expected)
-    with pytest.raises(ValueError, match="one a position, got"):
-        localize(net, image, block, attributions[:-1])
 
 
 # ------------------------------------------------------------------------------------- bad input
@@ -368,7 +340,7 @@ def test_bad_classes_are_named(net, classes):
 @pytest.mark.slow
 def test_the_default_number_of_points_is_complete(network):
     """On 20 photographs, every pair of the chain, and the class: a gap of at most 1 %."""
-    pictures = assets.pictures("sample")
+    pictures = load_pictures("sample")
     wholes = [i for i, box in enumerate(pictures.boxes) if box == (0, 0, 1, 1)][:20]
     images = torch.stack([pictures[i] for i in wholes])
     with torch.no_grad():
@@ -378,7 +350,7 @@ def test_the_default_number_of_points_is_complete(network):
     for block, x in maps.items():
         flat = x.transpose(0, 1).flatten(1).T
         some = flat[torch.randperm(len(flat), generator=generator)[:600]]
-        concepts[block] = clustering.extract(some, network.bn_shift(block), 100, random_state=0)
+        concepts[block] = extract(some, network.bn_shift(block), 100)
     gaps = {}
     for source, target in zip(CHAIN, (*CHAIN[1:], None), strict=True):
         v, beta = concepts[source].vectors, concepts[source].beta

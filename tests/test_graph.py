@@ -1,22 +1,21 @@
-"""graph.py and plots.py: edges are GIG values, choices are those announced, names do no harm."""
+"""graph.py and its figures: edges are GIG values, choices are those announced, names do no harm."""
 
 import json
-import math
+from dataclasses import replace
 
 import networkx as nx
 import numpy as np
 import pytest
 import torch
-import torchvision
+from conftest import random_network, sparse_codes
 from matplotlib import pyplot as plt
 from matplotlib.collections import LineCollection
 
-from gig_helpers import graph as graphs
-from gig_helpers import plots
-from gig_helpers.clustering import Concepts
+from gig_helpers import Concepts, concept_graph
 from gig_helpers.gig import class_relevance, gig
-from gig_helpers.network import Network
-from gig_helpers.pfv import Example
+from gig_helpers.graph import _choose
+from gig_helpers.report import graph_figures
+from gig_helpers.report.examples import Example
 
 BLOCKS = ("layer2.0", "layer3.1", "layer4.1")
 CLASSES = [12, 12, 13]
@@ -25,25 +24,25 @@ CLASSES = [12, 12, 13]
 @pytest.fixture(scope="module")
 def parts():
     """Three pictures' codes in twelve random concepts a block of a small random network."""
-    torch.manual_seed(0)
-    network = Network(torchvision.models.resnet18(weights=None), "resnet18", device="cpu")
+    network = random_network("resnet18")
     codes, concepts = {}, {}
     for block, side in zip(BLOCKS, (8, 4, 2), strict=True):
         vectors = torch.randn(12, network.channels(block))
         concepts[block] = Concepts(vectors, network.bn_shift(block), torch.arange(12), block)
-        codes[block] = torch.randn(3, side * side, 12) * (torch.rand(3, side * side, 12) < 0.3)
+        codes[block] = sparse_codes(3, side * side, 12, share=0.3, seed=side)
     return network, codes, concepts
 
 
 @pytest.fixture(scope="module")
 def pair(parts):
-    return graphs.concept_graph(*parts, CLASSES, top=3, shared=2)
+    return concept_graph(*parts, CLASSES, top=3, shared=2)
 
 
 def test_edges_equal_gig_averaged_over_the_pictures(parts, pair):
     network, codes, concepts = parts
     for a, b in zip(BLOCKS, BLOCKS[1:], strict=False):
-        values = gig(network, codes[a], concepts[a].vectors, a, b, concepts[b].vectors).mean(0)
+        vectors = concepts[a].vectors, concepts[b].vectors
+        values = gig(network, codes[a], vectors[0], a, b, vectors[1], points=16).mean(0)
         edges = [(u, v, d) for u, v, d in pair.edges(data=True) if u.startswith(f"{a}/")]
         largest = max(abs(d["raw"]) for *_, d in edges)
         assert largest > 0
@@ -58,7 +57,8 @@ def test_edges_equal_gig_averaged_over_the_pictures(parts, pair):
 def test_class_edges_are_class_relevance(parts, pair):
     network, codes, concepts = parts
     block = BLOCKS[-1]
-    values = class_relevance(network, codes[block], concepts[block].vectors, block, [12, 13])
+    vectors = concepts[block].vectors
+    values = class_relevance(network, codes[block], vectors, block, [12, 13], points=16)
     expected = {12: values[:2, 0].mean(0), 13: values[2:, 1].mean(0)}
     for target, of_class in expected.items():
         edges = list(pair.in_edges(f"class/{target}", data=True))
@@ -68,23 +68,51 @@ def test_class_edges_are_class_relevance(parts, pair):
             assert data["raw"] == pytest.approx(float(of_class[q]), rel=1e-3, abs=1e-6)
 
 
+def test_concepts_with_a_beta_of_their_own_keep_it(parts):
+    """Attributions begin where the concepts say, at a sparse autoencoder's b_d for instance."""
+    network, codes, concepts = parts
+    own = {b: replace(c, beta=c.beta + 0.5) for b, c in concepts.items()}
+    graph = concept_graph(network, codes, own, CLASSES, top=3, shared=2)
+    a, b, last = BLOCKS
+    close = {"rel": 1e-3, "abs": 1e-5}
+    options = {"points": 16}
+    for source, target in ((a, b), (b, last)):
+        here, above = own[source], own[target].vectors
+        given = (network, codes[source], here.vectors, source, target, above)
+        values = gig(*given, beta=here.beta, **options).mean(0)
+        others = gig(*given, **options).mean(0)
+        assert (values - others).abs().max() > 0.01 * values.abs().max()
+        edges = [e for e in graph.edges(data=True) if e[0].startswith(f"{source}/")]
+        for lower, upper, data in edges:
+            t, q = graph.nodes[upper]["concept"], graph.nodes[lower]["concept"]
+            # One batch of targets or another: float32 sums differ in the last digits.
+            assert data["raw"] == pytest.approx(float(values[t, q]), **close)
+    for block, here in own.items():
+        values = class_relevance(
+            network, codes[block], here.vectors, block, [12, 13], beta=here.beta, **options
+        )
+        expected = torch.stack([values[:2, 0].mean(0), values[2:, 1].mean(0)], 1)
+        for _, data in graph.nodes(data=True):
+            if data["block"] == block:
+                wanted = expected[data["concept"]].tolist()
+                assert data["relevance"] == pytest.approx(wanted, **close)
+
+
 def test_choice_by_hand():
     relevance = torch.tensor([[9.0, 8.0, 1.0, -1.0, 0.0], [1.0, 7.0, 10.0, 2.0, 0.0]])
     # Divided by 9 and 10, the smaller ones are 0.1, 0.7, 0.1, < 0, 0: concept 1 is shared.
-    assert graphs._choose(relevance, top=2, shared=1) == {0: 0, 1: "shared", 2: 1, 3: 1}
-    assert graphs._choose(relevance[:1], top=2, shared=1) == {0: 0, 1: 0}
+    assert _choose(relevance, top=2, shared=1) == {0: 0, 1: "shared", 2: 1, 3: 1}
+    assert _choose(relevance[:1], top=2, shared=1) == {0: 0, 1: 0}
 
 
 def test_same_input_same_graph(parts, pair):
-    again = graphs.concept_graph(*parts, CLASSES, top=3, shared=2)
+    again = concept_graph(*parts, CLASSES, top=3, shared=2)
     assert nx.utils.graphs_equal(again, pair)
 
 
 def test_one_class_and_one_picture(parts):
     network, codes, concepts = parts
-    single = graphs.concept_graph(
-        network, {b: c[:1] for b, c in codes.items()}, concepts, [12], top=4
-    )
+    single = concept_graph(network, {b: c[:1] for b, c in codes.items()}, concepts, [12], top=4)
     assert sorted(single.successors("layer4.1/" + str(_first(single)))) == ["class/12"]
     for block in BLOCKS:
         members = [n for n, d in single.nodes(data=True) if d["block"] == block]
@@ -99,20 +127,20 @@ def _first(graph):
 def test_bad_input_is_named(parts):
     network, codes, concepts = parts
     with pytest.raises(ValueError, match="one or two classes, got 3"):
-        graphs.concept_graph(network, codes, concepts, [1, 2, 3])
+        concept_graph(network, codes, concepts, [1, 2, 3])
     with pytest.raises(ValueError, match="3 pictures but 2 classes"):
-        graphs.concept_graph(network, codes, concepts, [1, 2])
+        concept_graph(network, codes, concepts, [1, 2])
     backwards = dict(reversed(codes.items()))
     with pytest.raises(ValueError, match="in the network's order"):
-        graphs.concept_graph(network, backwards, concepts, CLASSES)
+        concept_graph(network, backwards, concepts, CLASSES)
     with pytest.raises(KeyError, match="layer9.9"):
-        graphs.concept_graph(network, {"layer9.9": codes["layer2.0"]}, concepts, CLASSES)
+        concept_graph(network, {"layer9.9": codes["layer2.0"]}, concepts, CLASSES)
 
 
 def test_files_keep_everything(pair, tmp_path):
-    graphs.save_json(pair, tmp_path / "graph.json")
-    assert nx.utils.graphs_equal(graphs.load_json(tmp_path / "graph.json"), pair)
-    graphs.save_graphml(pair, tmp_path / "graph.graphml")
+    graph_figures.save_json(pair, tmp_path / "graph.json")
+    assert nx.utils.graphs_equal(graph_figures.load_json(tmp_path / "graph.json"), pair)
+    graph_figures.save_graphml(pair, tmp_path / "graph.graphml")
     read = nx.read_graphml(tmp_path / "graph.graphml")
     assert set(read) == set(pair)
     for source, target, data in pair.edges(data=True):
@@ -141,7 +169,7 @@ def test_still_figure_draws_every_edge_above_the_threshold(pair):
     named = pair.copy()
     concept = next(n for n, d in named.nodes(data=True) if d["kind"] == "concept")
     named.nodes[concept]["name"] = "$_x"  # a reader's name, not a formula
-    figure = plots.still_graph(named, _thumbnails(named), photographs, threshold=0.2)
+    figure = graph_figures.still_graph(named, _thumbnails(named), photographs, threshold=0.2)
     figure.canvas.draw()
     assert "$_x" in [text.get_text() for text in figure.axes[0].texts]
     drawn = sum(
@@ -149,22 +177,20 @@ def test_still_figure_draws_every_edge_above_the_threshold(pair):
     )
     assert drawn == sum(d["weight"] >= 0.2 for *_, d in pair.edges(data=True))
     images = len(figure.axes[0].images)
-    assert images == 2 * sum(d["kind"] == "concept" for _, d in pair.nodes(data=True)) + 2
+    assert images == sum(d["kind"] == "concept" for _, d in pair.nodes(data=True)) + 2
     plt.close(figure)
 
 
 def test_names_are_escaped(parts):
     evil = "<img src=x onerror=alert(1)>"
     network, codes, concepts = parts
-    graph = graphs.concept_graph(network, codes, concepts, CLASSES, top=2, shared=1)
+    graph = concept_graph(network, codes, concepts, CLASSES, top=2, shared=1)
     node = next(n for n, d in graph.nodes(data=True) if d["kind"] == "concept")
-    named = graphs.concept_graph(
-        network, codes, concepts, CLASSES, top=2, shared=1, names={node: evil}
-    )
+    named = concept_graph(network, codes, concepts, CLASSES, top=2, shared=1, names={node: evil})
     assert named.nodes[node]["name"] == evil
     photographs = dict.fromkeys((12, 13), np.zeros((8, 8, 3), np.uint8))
     shots = {node: [shot] for node, shot in _thumbnails(named, f"{evil}/a.jpg").items()}
-    figure = plots.interactive_graph(named, shots, photographs)
+    figure = graph_figures.interactive_graph(named, shots, photographs)
     # What plotly reads as HTML. The cards' texts are plain; the exported page's test shows them.
     shown = [*figure.data[-1].text, *(note.text for note in figure.layout.annotations)]
     assert sum("&lt;img" in text for text in shown) >= 2  # the named one, and every picture's name
@@ -179,8 +205,8 @@ def test_exported_page_follows_a_concept(pair, browser, tmp_path):
     graph.nodes[first]["name"] = evil
     shots = {node: [shot] for node, shot in _thumbnails(graph, f"{evil}/a.jpg").items()}
     photographs = dict.fromkeys((12, 13), np.zeros((8, 8, 3), np.uint8))
-    figure = plots.interactive_graph(graph, shots, photographs, threshold=0.3)
-    plots.save_html(figure, tmp_path / "graph.html")
+    figure = graph_figures.interactive_graph(graph, shots, photographs, threshold=0.3)
+    graph_figures.save_html(figure, tmp_path / "graph.html")
 
     page = browser.new_context(offline=True).new_page()
     troubles = []
@@ -227,15 +253,3 @@ def test_exported_page_follows_a_concept(pair, browser, tmp_path):
     assert page.locator(".gig-stage > button:visible").count() == 3 * len(BLOCKS) + 2
     page.context.close()
     assert not troubles
-
-
-def test_curves_show_mean_and_standard_error():
-    values = torch.tensor([[1.0, 0.0], [3.0, 0.0]])
-    figure, axes = plt.subplots()
-    plots.curves(axes, torch.tensor([0.0, 1.0]), values, "label", plots.COLOURS[0])
-    assert axes.lines[0].get_ydata().tolist() == [2.0, 0.0]
-    band = axes.collections[0].get_paths()[0].vertices
-    # Standard deviation √2 of two values: standard error 1.
-    assert band[:, 1].max() == pytest.approx(2 + 1.96)
-    assert math.isclose(band[:, 1].min(), 0.0, abs_tol=1e-9)
-    plt.close(figure)

@@ -6,22 +6,10 @@ import math
 import pytest
 import torch
 import torchvision
+from conftest import SMALL, random_network
 from torch import nn
 
-from gig_helpers import assets
-from gig_helpers.network import Network, load_network
-
-
-def random_network(name: str, seed: int = 0) -> Network:
-    torch.manual_seed(seed)
-    model = torchvision.models.get_model(name, weights=None)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.normal_(module.bias, std=0.2)
-            nn.init.normal_(module.running_mean, std=0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
-    return Network(model, name, device="cpu")
+from gig_helpers import Network, load_network, load_pictures
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnext50_32x4d"])
@@ -50,14 +38,14 @@ def test_every_pair_of_the_real_network(network, pictures):
 
 @torch.no_grad()
 def test_preactivation_is_the_input_of_the_blocks_last_relu():
-    network = random_network("resnet50")
+    network = random_network("resnet50", torch.float64)
     seen = {}
     for name in network.blocks:
         network.block(name).register_forward_hook(lambda m, i, out, n=name: seen.update({n: out}))
-    images = torch.randn(1, 3, 64, 64)
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     network.logits(images)
     for name, x in network.preactivations(images).items():
-        torch.testing.assert_close(x.relu(), seen[name], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(x.relu(), seen[name], rtol=1e-9, atol=1e-9)
         assert (x < 0).any()
 
 
@@ -65,11 +53,12 @@ def test_preactivation_is_the_input_of_the_blocks_last_relu():
 def test_bn_shift_is_what_a_black_branch_adds():
     """With all convolutions zero, a block puts out nothing but its batch norms' shifts."""
     network = random_network("resnet50")
+    # All before the first pass, at which convolutions and batch norms are made one.
+    for module in network.model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.zeros_(module.weight)
     for name in ("layer1.0", "layer2.0", "layer3.3"):
         block = network.block(name)
-        for module in block.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.zeros_(module.weight)
         channels = block.conv1.in_channels
         x = torch.zeros(1, channels, 8, 8)
         y = block.bn3(block.conv3(torch.zeros(1, block.conv3.in_channels, 8, 8)))
@@ -77,6 +66,48 @@ def test_bn_shift_is_what_a_black_branch_adds():
         expected = y[0, :, 0, 0] + shortcut[0, :, 0, 0]
         torch.testing.assert_close(network.bn_shift(name), expected, rtol=1e-5, atol=1e-5)
         assert network.channels(name) == len(expected)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@torch.no_grad()
+def test_a_fused_convolution_is_the_two_layers(name):
+    network = random_network(name, torch.float64)
+    model = network.model
+    pairs = [(model.conv1, model.bn1)]
+    for block in map(network.block, network.blocks):
+        pairs += [(block.conv1, block.bn1), (block.conv2, block.bn2)]
+        pairs += [(block.conv3, block.bn3)] if hasattr(block, "conv3") else []
+        pairs += [tuple(block.downsample)] if block.downsample is not None else []
+    assert set(network.fused) == {conv for conv, _ in pairs}
+    for conv, norm in pairs:
+        x = torch.randn(1, conv.in_channels, 9, 7, dtype=torch.float64)
+        torch.testing.assert_close(network.fused[conv](x), norm(conv(x)))
+    assert network.fused is network.fused, "made once"
+
+
+@torch.no_grad()
+def test_propagate_is_between_and_logits_from_without_checks():
+    network = random_network("v1.5")
+    x = network.preactivations(torch.randn(2, 3, 64, 64))["layer2.0"]
+    assert torch.equal(
+        network.propagate(x, "layer2.0", "layer4.0"), network.between(x, "layer2.0", "layer4.0")
+    )
+    assert torch.equal(network.propagate(x, "layer2.0"), network.logits_from(x, "layer2.0"))
+    nothing = torch.full_like(x, math.nan)
+    assert network.propagate(nothing, "layer2.0").isnan().all()
+    with pytest.raises(ValueError, match="NaN"):
+        network.logits_from(nothing, "layer2.0")
+    with pytest.raises(ValueError, match="NaN"):
+        network.between(nothing, "layer2.0", "layer4.0")
+
+
+@torch.no_grad()
+def test_class_vectors_are_what_logits_are_read_by():
+    network = random_network("v1.5")
+    x = torch.randn(1, 2048, 2, 2)
+    assert network.class_vectors.shape == (5, 2048)
+    expected = network.class_vectors @ x.relu().mean(dim=(0, 2, 3)) + network.model.fc.bias
+    torch.testing.assert_close(network.logits_from(x, "layer4.0")[0], expected)
 
 
 def test_gradients_flow_between_blocks():
@@ -128,7 +159,7 @@ def test_bad_input_is_named():
 @torch.no_grad()
 def test_accuracy_on_validation_pictures(network, validation):
     """Top-1 ≥ 80 % and top-5 ≥ 95 %: a wrong conversion (stride, ε, channel order) costs more."""
-    pictures = assets.pictures(str(validation))
+    pictures = load_pictures(str(validation))
     top1 = top5 = 0
     for start in range(0, len(pictures), 50):
         batch = range(start, min(start + 50, len(pictures)))

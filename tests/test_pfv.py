@@ -9,40 +9,18 @@ import shutil
 import signal
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-import torchvision
-from PIL import Image
+from conftest import random_network
 
-from gig_helpers import artifacts, assets, pfv, profiles, srd
-from gig_helpers.network import Network
+from gig_helpers import load_pictures, pfv, srd
+from gig_helpers.data import artifacts, profiles
+
+pytestmark = pytest.mark.usefixtures("artifacts_folder")
 
 PROFILE = replace(
     profiles.get("quick"), blocks=("layer1.1", "layer3.0"), per_image=3, batch_size=2, seed=7
 )
-
-
-def small_network() -> Network:
-    torch.manual_seed(0)
-    return Network(torchvision.models.resnet18(weights=None), "resnet18", device="cpu")
-
-
-@pytest.fixture(autouse=True)
-def artifacts_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("GIG_ARTIFACTS", str(tmp_path / "artifacts"))
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    generator = np.random.default_rng(0)
-    folder = tmp_path / "pictures"
-    for number in range(20):
-        path = folder / "junco" / f"{number:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((256, 256)).save(path)
-    return folder
 
 
 def test_draws_follow_the_positive_contributions():
@@ -78,7 +56,7 @@ def test_nan_contributions_are_refused():
 
 @torch.no_grad()
 def test_dataset_holds_the_networks_vectors(photographs):
-    network, pictures = small_network(), assets.pictures(str(photographs))
+    network, pictures = random_network(), load_pictures(str(photographs))
     dataset = pfv.sample(network, pictures, PROFILE)
     for block in PROFILE.blocks:
         ids, positions = dataset.picture_ids(block), dataset.positions(block)
@@ -96,43 +74,65 @@ def test_dataset_holds_the_networks_vectors(photographs):
     logits = network.logits(torch.stack([pictures[i] for i in range(4)]))
     assert dataset.predictions()[:4].tolist() == logits.argmax(dim=1).tolist()
     assert dataset.labels == (13,) * 20
+    assert dataset.count("layer1.1") == 60
     with pytest.raises(KeyError, match=r"no PFVs of 'layer2.0'.*layer1.1"):
         dataset.vectors("layer2.0")
 
 
-def test_ierfs_and_examples_belong_to_their_pictures(photographs):
-    network, pictures = small_network(), assets.pictures(str(photographs))
-    dataset = pfv.sample(network, pictures, PROFILE)
-    indices = torch.tensor([40, 0, 41])
-    maps = pfv.ierfs(network, pictures, dataset, "layer1.1", indices)
-    for row, index in enumerate(indices.tolist()):
-        image = pictures[int(dataset.picture_ids("layer1.1")[index])][None]
-        position = dataset.positions("layer1.1")[index]
-        alone = srd.ierf(network, image, "layer1.1", position[None, None])[0, 0]
-        torch.testing.assert_close(maps[row], alone, rtol=1e-3, atol=1e-6)
-    for example in pfv.examples(network, pictures, dataset, "layer1.1", indices):
-        left, top, side = example.square
-        edge = example.crop.shape[0]
-        assert example.crop.shape == (edge, edge, 3) and example.ierf.shape == (edge, edge)
-        assert 0 <= left <= edge - side and 0 <= top <= edge - side
-        assert example.label == 13
+def test_small_columns_are_read_alone(photographs, monkeypatch):
+    dataset = pfv.sample(random_network(), load_pictures(str(photographs)), PROFILE)
+    read, real = [], pfv.safe_open
+
+    class Watched:
+        """An open file that tells which of its tensors are read."""
+
+        def __init__(self, *arguments, **options):
+            self.file = real(*arguments, **options)
+
+        def __enter__(self):
+            self.opened = self.file.__enter__()
+            return self
+
+        def __exit__(self, *problem):
+            return self.file.__exit__(*problem)
+
+        def keys(self):
+            return self.opened.keys()
+
+        def get_tensor(self, name):
+            read.append(name)
+            return self.opened.get_tensor(name)
+
+    monkeypatch.setattr(pfv, "safe_open", Watched)
+    for call, names in (
+        (dataset.predictions, {"pictures", "predictions"}),
+        (lambda: dataset.count("layer3.0"), {"layer3.0.picture_ids"}),
+        (lambda: dataset.held_out("layer3.0"), {"layer3.0.picture_ids"}),
+        (lambda: dataset.vectors("layer3.0"), {"layer3.0.vectors"}),
+    ):
+        read.clear()
+        call()
+        assert set(read) == names, "the PFVs themselves are gigabytes"
 
 
-def test_window_is_the_smallest_square_that_holds_the_share():
-    ierf = torch.zeros(100, 100)
-    ierf[40:60, 70:90] = 1 / 400
-    top, left, side = pfv.window(ierf, 1.0)
-    assert (top, left, side) == (40, 70, 20)
-    top, left, side = pfv.window(torch.eye(100)[99][None].expand(100, 100) / 100, 0.5)
-    assert left + side <= 100 and top + side <= 100
-    assert pfv.window(-torch.ones(50, 80)) == (0, 0, 50)
+def test_views_of_a_photograph_are_held_out_together():
+    paths = ("b.png", "a.png", "b.png", "e.png", "c.png", "d.png", "e.png")
+    none = dict.fromkeys(range(0))
+    dataset = pfv.PFVDataset(None, "", ("layer1.1",), paths, (None,) * 7, none)
+    assert dataset.photographs.tolist() == [1, 0, 1, 4, 2, 3, 4]
+    ids = torch.tensor([0, 1, 1, 3, 6, 5])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pfv.PFVDataset, "picture_ids", lambda self, block: ids)
+        held = dataset.held_out("layer1.1")
+    # Photographs a and e, the first and the fifth.
+    assert held.tolist() == [False, True, True, True, True, False]
 
 
 def test_unreadable_pictures_are_skipped_and_listed(photographs, capsys):
     broken = [photographs / "junco" / name for name in ("00.png", "01.png", "07.png")]
     for path in broken:
         path.write_bytes(b"")
-    network, pictures = small_network(), assets.pictures(str(photographs))
+    network, pictures = random_network(), load_pictures(str(photographs))
     dataset = pfv.sample(network, pictures, PROFILE)
     assert sorted(dataset.skipped) == ["junco/00.png", "junco/01.png", "junco/07.png"]
     assert "skipped 3 of 20" in capsys.readouterr().out
@@ -141,18 +141,18 @@ def test_unreadable_pictures_are_skipped_and_listed(photographs, capsys):
     for path in photographs.rglob("*.png"):
         path.write_bytes(b"no picture")
     with pytest.raises(ValueError, match="no picture of pictures could be read"):
-        pfv.sample(network, assets.pictures(str(photographs)), PROFILE)
+        pfv.sample(network, load_pictures(str(photographs)), PROFILE)
 
 
 def test_unknown_block_is_refused_before_any_work(photographs):
     profile = replace(PROFILE, blocks=("layer7.0",))
     with pytest.raises(KeyError, match="layer7.0"):
-        pfv.sample(small_network(), assets.pictures(str(photographs)), profile)
+        pfv.sample(random_network(), load_pictures(str(photographs)), profile)
     assert list(artifacts.folder().iterdir()) == []
 
 
 def test_memory_that_runs_out_makes_batches_smaller(photographs, monkeypatch):
-    network, pictures = small_network(), assets.pictures(str(photographs))
+    network, pictures = random_network(), load_pictures(str(photographs))
     expected = pfv.sample(network, pictures, PROFILE)
     sizes, real = [], pfv._sample_batch
 
@@ -185,19 +185,19 @@ def test_memory_that_runs_out_makes_batches_smaller(photographs, monkeypatch):
 
 def test_rank_outside_of_the_world_is_refused(photographs):
     with pytest.raises(ValueError, match="rank 2 is not one of 0 … 1"):
-        pfv.sample_part(small_network(), assets.pictures(str(photographs)), PROFILE, 2, 2)
+        pfv.sample_part(random_network(), load_pictures(str(photographs)), PROFILE, 2, 2)
 
 
 def _sample_in_child(folder: str, pictures: str) -> None:
     os.environ["GIG_ARTIFACTS"] = folder
     torch.set_num_threads(1)
-    pfv.sample(small_network(), assets.pictures(pictures), PROFILE)
+    pfv.sample(random_network(), load_pictures(pictures), PROFILE)
 
 
 def _part_in_child(folder: str, pictures: str, rank: int) -> None:
     os.environ["GIG_ARTIFACTS"] = folder
     torch.set_num_threads(1)
-    pfv.sample_part(small_network(), assets.pictures(pictures), PROFILE, rank, 2)
+    pfv.sample_part(random_network(), load_pictures(pictures), PROFILE, rank, 2)
 
 
 def _bytes(folder) -> dict[str, bytes]:
@@ -210,7 +210,7 @@ def _bytes(folder) -> dict[str, bytes]:
 
 def test_ten_kills_end_with_the_same_bytes(photographs, tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gig_helpers.pfv"])
+    context.set_forkserver_preload(["conftest", "gig_helpers.pfv"])
 
     def child(folder):
         process = context.Process(target=_sample_in_child, args=(str(folder), str(photographs)))
@@ -275,8 +275,9 @@ def test_readers_change_nothing(photographs, tmp_path):
         assert child.exitcode == 0
     found = _bytes(tmp_path / "readers0")
     assert found == _bytes(tmp_path / "readers2")
-    manifest = next(content for name, content in found.items() if name.endswith("manifest.json"))
-    assert list(json.loads(manifest)["skipped"]) == ["junco/03.png"]
+    (shard, *_) = sorted((tmp_path / "readers0").rglob("shard-*.safetensors"))
+    with safe_open(shard, framework="pt") as file:
+        assert list(json.loads(file.metadata()["skipped"])) == ["junco/03.png"]
 
 
 def _peak_in_child(folder: str, pictures: str, result) -> None:

@@ -6,36 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import random_network
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.resnet import Bottleneck
 
-from gig_helpers import assets, srd
-from gig_helpers.network import Network
+from gig_helpers import Network, load_pictures, srd
 
 # ------------------------------------------------------------------------- brute force
-
-
-def small_network(kind: str, dtype: torch.dtype = torch.float64) -> Network:
-    """A random ResNet with BN statistics that are not the identity."""
-    torch.manual_seed(7)
-    options: dict[str, dict] = {
-        "grouped": {"groups": 4, "width_per_group": 16},
-        "v1": {"width_per_group": 80},
-        "dilated": {"replace_stride_with_dilation": [False, True, False]},
-    }
-    block = BasicBlock if kind == "basic" else Bottleneck
-    model = ResNet(block, [2, 1, 1, 1], num_classes=5, **options.get(kind, {}))
-    if kind == "v1":
-        for stage in (model.layer2, model.layer3, model.layer4):
-            stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.3)
-            nn.init.normal_(module.running_mean, 0, 0.3)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    return Network(model.to(dtype), name=kind, device="cpu")
 
 
 def ratios(layer, alone: Tensor, target: Tensor) -> Tensor:
@@ -97,7 +75,7 @@ def brute_force(network: Network, image: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("kind", ("v1.5", "v1", "basic", "grouped", "dilated"))
 @torch.no_grad()
 def test_brute_force(kind):
-    network = small_network(kind)
+    network = random_network(kind, torch.float64)
     images = torch.randn(2, 3, 29, 25, dtype=torch.float64)
     image = images[1]
     levels = (srd.PIXELS, *network.blocks)
@@ -105,7 +83,7 @@ def test_brute_force(kind):
     classes = network.logits(images).argmin(1)
     maps = srd.contributions(network, images, levels, classes, batch_size=1)
     assert tuple(maps) == levels
-    maps32 = srd.contributions(small_network(kind, torch.float32), images.float(), levels, classes)
+    maps32 = srd.contributions(random_network(kind), images.float(), levels, classes)
 
     ways = brute_force(network, image)
     x = F.relu(network.preactivations(image[None])["layer4.0"][0])
@@ -132,7 +110,7 @@ def test_brute_force(kind):
     ("kind", "size"), (("v1.5", (96, 96)), ("v1", (95, 90)), ("basic", (101, 64)))
 )
 def test_crop_changes_nothing(kind, size):
-    network = small_network(kind)
+    network = random_network(kind, torch.float64)
     image = torch.randn(1, 3, *size, dtype=torch.float64)
     for block in ("layer1.1", "layer2.0"):
         rows, columns = network.map_size(block, size)
@@ -146,7 +124,7 @@ def test_crop_changes_nothing(kind, size):
 
 def test_receptive_field():
     """Changed pixels outside of the field change nothing, those in its corners do."""
-    network = small_network("v1.5")
+    network = random_network("v1.5", torch.float64)
     image = torch.randn(1, 3, 96, 96, dtype=torch.float64)
     for block, place in (("layer1.1", 11), ("layer2.0", 6)):
         size, step, start = network.receptive_field(block)
@@ -168,7 +146,7 @@ def test_receptive_field():
 
 
 def test_conservation_and_defaults():
-    network = small_network("v1.5", torch.float32)
+    network = random_network("v1.5")
     images = torch.randn(3, 3, 64, 64)
     logits = network.logits(images)
     maps = srd.contributions(network, images)
@@ -182,7 +160,7 @@ def test_conservation_and_defaults():
 
 
 def test_order_and_batch_size_change_nothing():
-    network = small_network("basic")
+    network = random_network("basic", torch.float64)
     images = torch.randn(3, 3, 40, 40, dtype=torch.float64)
     places = torch.tensor([[0, 0], [3, 2], [4, 1]])
     maps = srd.contributions(network, images, ["pixels", "layer2.0"])
@@ -198,7 +176,7 @@ def test_order_and_batch_size_change_nothing():
 
 def test_dead_stem_gives_zeros():
     """Every vector above the stem is a shift alone: no part brings anything, 0/0 is 0."""
-    network = small_network("v1.5", torch.float32)
+    network = random_network("v1.5")
     network.model.bn1.bias.fill_(-1e4)
     images = torch.randn(1, 3, 64, 64)
     pixels = srd.contributions(network, images, ["pixels"])["pixels"]
@@ -211,7 +189,7 @@ def test_dead_stem_gives_zeros():
 
 
 def test_bad_input():
-    network = small_network("basic", torch.float32)
+    network = random_network("basic")
     images = torch.randn(2, 3, 64, 64)
     place = torch.tensor([[0, 0], [1, 1]])
     with pytest.raises(KeyError, match="layer9.0"):
@@ -259,7 +237,7 @@ def golden(reference, validation):
         for key in stored.files:
             file, rest = key.split("|", 1)
             values.setdefault(file, {})[rest] = stored[key]
-    pictures = assets.pictures(str(validation))
+    pictures = load_pictures(str(validation))
     # The released names lead with the set's, the files on disk with the class.
     by_number = {Path(path).stem[-8:]: index for index, path in enumerate(pictures.paths)}
     wanted = [by_number[Path(file).stem[-8:]] for file in values]

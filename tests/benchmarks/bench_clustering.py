@@ -18,9 +18,9 @@ from sklearn.cluster import BisectingKMeans
 from torch import Tensor
 from torch.nn import functional as F
 
-from gig_helpers.assets import pictures
-from gig_helpers.clustering import BisectingSphericalKMeans, concept_vectors
-from gig_helpers.network import load_network
+from gig_helpers import load_network, load_pictures
+from gig_helpers.clustering import BisectingSphericalKMeans
+from gig_helpers.concepts import concept_vectors
 
 CASES = (("layer1.2", 2048), ("layer3.5", 4096))
 PER_PICTURE = 100
@@ -29,7 +29,7 @@ PER_PICTURE = 100
 def real_pfvs(block: str, count: int) -> tuple[Tensor, Tensor]:
     """PFVs (count, C) at random positions of pictures, in the pictures' order, and μ_BN."""
     network = load_network()
-    source = pictures(os.environ.get("GIG_IMAGES", "sample"))
+    source = load_pictures(os.environ.get("GIG_IMAGES", "sample"))
     generator = torch.Generator().manual_seed(0)
     found: list[Tensor] = []
     with torch.inference_mode():

@@ -15,15 +15,8 @@ from sklearn.decomposition import sparse_encode
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from gig_helpers.clustering import extract
-from gig_helpers.decomposition import (
-    duality_gap,
-    lambda_for,
-    lasso_codes,
-    lasso_lars_codes,
-    objective,
-    paper_nonzeros,
-)
+from gig_helpers.concepts import extract, wanted_nonzeros
+from gig_helpers.lasso import duality_gap, lambda_for, lasso_codes, objective
 
 PFVS = 200
 
@@ -33,23 +26,30 @@ def timed(solve: Callable[[], Tensor]) -> tuple[Tensor, float]:
     return solve(), time.perf_counter() - start
 
 
+def peer(y: Tensor, vectors: Tensor, lam: float, algorithm: str) -> Tensor:
+    """scikit-learn's codes; LARS may add a concept in each of its steps, and take it out again."""
+    steps = 4 * min(vectors.shape) if algorithm == "lasso_lars" else 1000
+    codes = sparse_encode(
+        y.numpy(), vectors.numpy(), algorithm=algorithm, alpha=lam, max_iter=steps
+    )
+    return torch.from_numpy(codes)
+
+
 def compare(block: str) -> None:
     everything, beta = real_pfvs(block, 10_000)
     # Whole pictures apart: the last ones' PFVs are the ones to be taken apart.
     x, rest = everything[-PFVS:], everything[:-PFVS]
     vectors = extract(rest, beta, 8 * x.shape[1]).vectors
-    lam = lambda_for(x, vectors, paper_nonzeros(block), beta=beta)
+    lam = lambda_for(x, vectors, wanted_nonzeros(block, len(vectors)), beta=beta)
     y = x - beta
     lasso_codes(x[:8], vectors, lam, beta=beta)  # the first call starts torch's threads
     solvers: dict[str, Callable[[], Tensor]] = {
         "lasso_codes": lambda: lasso_codes(x, vectors, lam, beta=beta),
-        "lasso_lars": lambda: lasso_lars_codes(x, vectors, lam, beta=beta),
-        "lasso_cd": lambda: torch.from_numpy(
-            sparse_encode(y.numpy(), vectors.numpy(), algorithm="lasso_cd", alpha=lam)
-        ),
+        "lasso_lars": lambda: peer(y.double(), vectors.double(), lam, "lasso_lars"),
+        "lasso_cd": lambda: peer(y, vectors, lam, "lasso_cd"),
     }
     found = {name: timed(solve) for name, solve in solvers.items()}
-    best = objective(y.double(), vectors.double(), found["lasso_lars"][0].double(), lam)
+    best = objective(y.double(), vectors.double(), found["lasso_lars"][0], lam)
     for name, (codes, seconds) in found.items():
         exact = (y.double(), vectors.double(), codes.double(), lam)
         above = ((objective(*exact) - best) / best).max()

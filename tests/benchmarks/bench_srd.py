@@ -15,8 +15,7 @@ from pathlib import Path
 
 import torch
 
-from gig_helpers import assets, srd
-from gig_helpers.network import load_network
+from gig_helpers import load_network, load_pictures, srd
 
 BATCH, POSITIONS, ROUNDS = 8, 8, 5
 
@@ -61,7 +60,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 def main() -> None:
     network = load_network()
-    pictures = assets.pictures("sample")
+    pictures = load_pictures("sample")
     images = torch.stack([pictures[5 * index] for index in range(BATCH)]).to(network.device)
     generator = torch.Generator().manual_seed(0)
 

@@ -1,19 +1,21 @@
+"""extractors: one interface, and each does what its name says."""
+
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from gig_helpers import baselines
-from gig_helpers.clustering import extract
-from gig_helpers.decomposition import lambda_for, lasso_codes, reconstruct, relative_l2
-
-METHODS = [
-    baselines.random_pfvs,
-    baselines.kmeans,
-    baselines.dictionary_learning,
-    lambda *args: baselines.sparse_autoencoder(*args, epochs=2),
-    lambda x, beta, k, seed: extract(x, beta, k, random_state=seed),
-]
-NAMES = ["random", "kmeans", "dictionary", "sae", "ours"]
+from gig_helpers import reconstruct
+from gig_helpers.codes import encode, relative_l2
+from gig_helpers.concepts import extract, tune
+from gig_helpers.extractors import (
+    EXTRACTORS,
+    dictionary_learning,
+    kmeans,
+    random_pfvs,
+    sparse_autoencoder,
+)
 
 
 def pfvs(n=300, channels=12, directions=16, seed=0):
@@ -28,7 +30,7 @@ def pfvs(n=300, channels=12, directions=16, seed=0):
     return x + noise + beta, beta
 
 
-@pytest.mark.parametrize("method", METHODS, ids=NAMES)
+@pytest.mark.parametrize("method", EXTRACTORS.values(), ids=EXTRACTORS)
 def test_same_interface(method):
     x, beta = pfvs()
     concepts = method(x, beta, 20, 0)
@@ -36,11 +38,13 @@ def test_same_interface(method):
     assert concepts.beta.shape == (12,) and concepts.labels.shape == (300,)
     assert 0 <= concepts.labels.min() and concepts.labels.max() < 20
     assert torch.isfinite(concepts.vectors).all()
+    assert concepts.lam is None
     torch.testing.assert_close(method(x, beta, 20, 0).vectors, concepts.vectors)
+    assert method(x, beta, 20, block="layer4.2").block == "layer4.2"
     assert not torch.equal(method(x, beta, 20, 1).vectors, concepts.vectors)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=NAMES)
+@pytest.mark.parametrize("method", EXTRACTORS.values(), ids=EXTRACTORS)
 def test_bad_input(method):
     x, beta = pfvs(n=10)
     with pytest.raises(ValueError, match="10"):
@@ -50,9 +54,13 @@ def test_bad_input(method):
         method(x, beta, 2, 0)
 
 
+def test_the_papers_own_comes_first():
+    assert next(iter(EXTRACTORS)) == "bisecting" and EXTRACTORS["bisecting"] is extract
+
+
 def test_random_concepts_are_pfvs():
     x, beta = pfvs()
-    vectors = baselines.random_pfvs(x, beta, 20, 0).vectors
+    vectors = random_pfvs(x, beta, 20, 0).vectors
     # In double precision: cdist in single loses three digits to cancellation.
     distance = torch.cdist((vectors + beta).double(), x.double())
     assert distance.amin(1).max() < 1e-5
@@ -61,7 +69,7 @@ def test_random_concepts_are_pfvs():
 
 def test_kmeans_averages_its_members():
     x, beta = pfvs()
-    concepts = baselines.kmeans(x, beta, 20, 0)
+    concepts = kmeans(x, beta, 20, 0)
     own = x[concepts.members(4)] - beta
     torch.testing.assert_close(concepts.vectors[4], F.normalize(own, dim=1).mean(0))
 
@@ -70,25 +78,25 @@ def test_dictionary_learning_beats_random():
     x, beta = pfvs()
     held_out, _ = pfvs(seed=0, n=400)
     errors = []
-    for method in (baselines.dictionary_learning, baselines.random_pfvs):
+    for method in (dictionary_learning, random_pfvs):
         concepts = method(x, beta, 16, 0)
-        unit = F.normalize(concepts.vectors, dim=1)
-        lam = lambda_for(held_out, unit, 3, beta=beta, rtol=0.05)
-        codes = lasso_codes(held_out, unit, lam, beta=beta)
-        errors.append(relative_l2(held_out, reconstruct(codes, unit, beta)).mean())
+        unit = replace(concepts, vectors=F.normalize(concepts.vectors, dim=1))
+        unit = tune(unit, held_out, nonzeros=3)
+        found = reconstruct(encode(held_out, unit), unit)
+        errors.append(relative_l2(held_out, found).mean())
     assert errors[0] < errors[1]
 
 
 def test_sae_codes_are_the_encoders_and_rebuild_x():
     x, beta = pfvs(n=300)
-    weak = baselines.sparse_autoencoder(x, beta, 48, 0, sparsity=0.3, epochs=1)
-    fair = baselines.sparse_autoencoder(x, beta, 48, 0, sparsity=0.3)
+    weak = sparse_autoencoder(x, beta, 48, 0, sparsity=0.3, epochs=1)
+    fair = sparse_autoencoder(x, beta, 48, 0, sparsity=0.3)
     errors = []
     for sae in (weak, fair):
         codes = sae.codes(x)
         assert codes.shape == (300, 48) and (codes >= 0).all()
         torch.testing.assert_close(codes, F.relu(F.linear(x, sae.encoder, sae.encoder_bias)))
-        errors.append(relative_l2(x, reconstruct(codes, sae.vectors, sae.beta)).mean())
+        errors.append(relative_l2(x, reconstruct(codes, sae)).mean())
     assert len(weak.losses) == 1
     assert fair.losses[-1] < weak.losses[-1]
     # Converged, and at so weak a penalty the data's few directions are learnt.
@@ -99,7 +107,7 @@ def test_sae_loss_is_equation_11():
     x, beta = pfvs()
     # A learning rate this small leaves the start in place, and one batch makes one step, at the
     # end of the warm-up: so the loss is that of the returned weights, in the scaled unit.
-    sae = baselines.sparse_autoencoder(
+    sae = sparse_autoencoder(
         x, beta, 20, 0, sparsity=5.0, epochs=1, learning_rate=1e-12, batch_size=300
     )
     scale = ((x - beta).square().sum(1).mean() / 12).sqrt()
@@ -115,5 +123,5 @@ def test_sae_leaves_the_global_seed_alone():
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    baselines.sparse_autoencoder(x, beta, 8, 0, epochs=1)
+    sparse_autoencoder(x, beta, 8, 0, epochs=1)
     assert torch.equal(torch.rand(3), expected)

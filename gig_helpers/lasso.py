@@ -1,34 +1,11 @@
-"""PFVs and concepts to codes: x ≈ β + Σ_j u_j v_j with few u_j (eqs. 1, 2 and 9)."""
+"""The Lasso (eq. 2) for many PFVs at once, with a bound on how far each is from its optimum."""
 
 import math
-import sys
 import warnings
-from collections.abc import Mapping
-from typing import Any
 
 import torch
-from sklearn.decomposition import sparse_encode
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
-
-from . import artifacts
-from . import network as network_module
-from .clustering import Concepts
-from .network import Network
-from .pfv import PFVDataset
-from .profiles import Profile
-
-TABLE_1_NONZEROS = {
-    "layer1.1": 11,
-    "layer2.0": 15,
-    "layer2.2": 16,
-    "layer3.0": 24,
-    "layer3.2": 27,
-    "layer3.4": 31,
-    "layer4.0": 52,
-    "layer4.2": 105,
-}
-"""Non-zero codes a PFV that Table 1 ("Ours") implies: (1 − l0 ratio) · 8C."""
 
 _CHUNK = 2**24
 """Floats of concept vectors that one batch of small problems gathers: 64 MB."""
@@ -38,32 +15,10 @@ _SWEEPS = 64
 """Coordinate descent sweeps over a working set before all concepts are looked at again."""
 
 
-def paper_nonzeros(block: str) -> int:
-    """Non-zero codes a PFV in the paper's Table 1.
-
-    A block that the table leaves out gets the count of the block before it in the same stage,
-    or, for a stage's first block, of the one after it.
-
-    Raises
-    ------
-    KeyError
-        If the block is of no stage that the table lists.
-    """
-    stage = [listed for listed in sorted(TABLE_1_NONZEROS) if listed[:6] == block[:6]]
-    if not stage:
-        raise KeyError(f"Table 1 lists no block of the stage of {block!r}")
-    return TABLE_1_NONZEROS[max((b for b in stage if b <= block), default=stage[0])]
-
-
 def lasso_codes(
-    x: Tensor,
-    concepts: Tensor,
-    lam: float,
-    *,
-    beta: Tensor | None = None,
-    tol: float = 1e-5,
+    x: Tensor, vectors: Tensor, lam: float, *, beta: Tensor | None = None, tol: float = 1e-5,
     max_iter: int = 30,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Signed codes u that minimise ½‖x − β − uV‖² + λ‖u‖₁ (eq. 2).
 
     Coordinate descent, all PFVs at once, each on a small working set of concepts that grows
@@ -73,7 +28,7 @@ def lasso_codes(
     ----------
     x
         PFVs (..., C).
-    concepts
+    vectors
         Concept vectors V (k, C).
     lam
         λ > 0, in eq. 2's scale.
@@ -98,18 +53,23 @@ def lasso_codes(
     -----
     ConvergenceWarning
         If some PFV does not reach ``tol``.
+
+    Examples
+    --------
+    >>> lasso_codes(torch.tensor([3.0, -2.0, 0.5]), torch.eye(3), 1.0)  # soft thresholding
+    tensor([ 2., -1.,  0.])
     """
-    y = _centred(x, concepts, beta)
+    y = _centred(x, vectors, beta)
     if not (math.isfinite(lam) and lam > 0):
         raise ValueError(f"lam must be a positive number, got {lam}")
     flat = y.reshape(-1, y.shape[-1])
-    codes = flat.new_zeros(len(flat), len(concepts))
-    for rows in torch.arange(len(flat), device=y.device).split(max(1, _CHUNK // len(concepts))):
-        codes[rows], stuck, gap = _solve(flat[rows], concepts, lam, tol, max_iter)
+    codes = flat.new_zeros(len(flat), len(vectors))
+    for rows in torch.arange(len(flat), device=y.device).split(max(1, _CHUNK // len(vectors))):
+        codes[rows], stuck, gap = _solve(flat[rows], vectors, lam, tol, max_iter)
         if len(stuck) and y.dtype == torch.float32:
             # Rounding may keep the gap of a few PFVs above a small tolerance.
             solved, still, gap = _solve(
-                flat[rows[stuck]].double(), concepts.double(), lam, tol, max_iter
+                flat[rows[stuck]].double(), vectors.double(), lam, tol, max_iter
             )
             codes[rows[stuck]] = solved.to(codes)
             stuck = stuck[still]
@@ -120,11 +80,11 @@ def lasso_codes(
                 ConvergenceWarning,
                 stacklevel=2,
             )
-    return codes.reshape(*y.shape[:-1], len(concepts))
+    return codes.reshape(*y.shape[:-1], len(vectors))
 
 
 def duality_gap(
-    x: Tensor, concepts: Tensor, codes: Tensor, lam: float, *, beta: Tensor | None = None
+    x: Tensor, vectors: Tensor, codes: Tensor, lam: float, *, beta: Tensor | None = None
 ) -> Tensor:
     """How far codes can be above eq. 2's optimum, relative to their objective; shape (...,).
 
@@ -134,34 +94,41 @@ def duality_gap(
     ------
     ValueError
         As :func:`lasso_codes`.
+
+    Examples
+    --------
+    >>> x, best, none = torch.tensor([3.0]), torch.tensor([2.0]), torch.tensor([0.0])
+    >>> duality_gap(x, torch.eye(1), best, 1.0), duality_gap(x, torch.eye(1), none, 1.0)
+    (tensor(0.), tensor(0.4444))
     """
-    y = _centred(x, concepts, beta)
-    residual = y - codes @ concepts
+    y = _centred(x, vectors, beta)
+    residual = y - codes @ vectors
     return _relative_gap(
         y.square().sum(-1),
         residual.square().sum(-1),
         (y * residual).sum(-1),
-        (residual @ concepts.T).abs().amax(-1),
+        (residual @ vectors.T).abs().amax(-1),
         codes.abs().sum(-1),
         lam,
     )
 
 
 def objective(
-    x: Tensor, concepts: Tensor, codes: Tensor, lam: float, *, beta: Tensor | None = None
+    x: Tensor, vectors: Tensor, codes: Tensor, lam: float, *, beta: Tensor | None = None
 ) -> Tensor:
-    """Value of eq. 2 for each PFV, shape (...,)."""
-    residual = _centred(x, concepts, beta) - codes @ concepts
+    """Value of eq. 2 for each PFV, shape (...,).
+
+    Examples
+    --------
+    >>> objective(torch.tensor([3.0]), torch.eye(1), torch.tensor([2.0]), 1.0)  # ½ · 1² + 1 · 2
+    tensor(2.5000)
+    """
+    residual = _centred(x, vectors, beta) - codes @ vectors
     return 0.5 * residual.square().sum(-1) + lam * codes.abs().sum(-1)
 
 
 def lambda_for(
-    x: Tensor,
-    concepts: Tensor,
-    nonzeros: float,
-    *,
-    beta: Tensor | None = None,
-    rtol: float = 0.02,
+    x: Tensor, vectors: Tensor, nonzeros: float, *, beta: Tensor | None = None, rtol: float = 0.02
 ) -> float:
     """The λ of eq. 2 at which a PFV has so many non-zero codes on average.
 
@@ -169,10 +136,10 @@ def lambda_for(
 
     Parameters
     ----------
-    x, concepts, beta
+    x, vectors, beta
         As :func:`lasso_codes`.
     nonzeros
-        Wanted mean number, above 0; see :func:`paper_nonzeros`.
+        Wanted mean number, above 0; see :func:`gig_helpers.concepts.wanted_nonzeros`.
     rtol
         Relative deviation of the mean number that is good enough.
 
@@ -180,19 +147,24 @@ def lambda_for(
     ------
     ValueError
         If no λ gives that many: a PFV needs at most min(k, C).
+
+    Examples
+    --------
+    >>> 2.0 <= lambda_for(torch.tensor([[1.0, 2.0, 4.0, 8.0]]), torch.eye(4), 2) < 4.0
+    True
     """
-    y = _centred(x, concepts, beta)
-    most = min(concepts.shape)
+    y = _centred(x, vectors, beta)
+    most = min(vectors.shape)
     if not 0 < nonzeros <= most:
         raise ValueError(f"nonzeros must lie above 0 and at most min(k, C) = {most}: {nonzeros}")
-    largest = (y.reshape(-1, y.shape[-1]) @ concepts.T).abs().amax(-1)
+    largest = (y.reshape(-1, y.shape[-1]) @ vectors.T).abs().amax(-1)
     if not largest.any():
         raise ValueError("every PFV equals beta, so all codes are 0 at any lam")
     # Counts fall roughly as a power of λ, so a secant on logarithms, kept inside the bracket.
     low, high = (0.0, math.inf), (float(largest.max()), 0.0)
     lam = float(largest.median()) / 2 or high[0] / 2
     for _ in range(40):
-        codes = lasso_codes(y, concepts, lam, tol=1e-4)
+        codes = lasso_codes(y, vectors, lam, tol=1e-4)
         count = float((codes != 0).sum(-1).double().mean())
         if abs(count - nonzeros) <= rtol * nonzeros:
             return lam
@@ -211,164 +183,30 @@ def lambda_for(
     )
 
 
-def load_penalty(dataset: PFVDataset, profile: Profile, concepts: Concepts) -> float:
-    """λ for a block: the count of Table 1 (:func:`paper_nonzeros`), or what an equal run found.
-
-    Chosen on 200 PFVs of the dataset. Where there are few concepts, a quarter of them is the most.
-    """
-    wanted = min(paper_nonzeros(concepts.block), len(concepts) / 4)
-    depends = {
-        "pfv": dataset.key,
-        "concepts": concepts.fingerprint,
-        "nonzeros": wanted,
-        "seed": profile.seed,
-    }
-
-    def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        x = dataset.vectors(concepts.block).to(concepts.vectors)
-        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(profile.seed))[:200]
-        lam = lambda_for(x[chosen], concepts.vectors, wanted, beta=concepts.beta)
-        return {"penalty": torch.tensor(lam, dtype=torch.float64)}, {}
-
-    tensors, _ = artifacts.cached("penalty", depends, compute, code=(sys.modules[__name__],))
-    return float(tensors["penalty"])
-
-
-@torch.no_grad()
-def picture_codes(
-    network: Network,
-    images: Tensor,
-    concepts: Mapping[str, Concepts],
-    penalties: Mapping[str, float],
-) -> dict[str, Tensor]:
-    """Codes of every position of some pictures, at several blocks (eqs. 1 and 2).
-
-    Parameters
-    ----------
-    images
-        Normalised pictures (N, 3, H, W).
-    concepts, penalties
-        Concepts and λ of each block.
-
-    Returns
-    -------
-    dict
-        ``{block: (N, H·W, k)}``, positions row-major.
-    """
-    found = {}
-    for block, x in network.preactivations(images, concepts).items():
-        here = concepts[block]
-        flat = x.flatten(2).transpose(1, 2)
-        found[block] = lasso_codes(flat, here.vectors, penalties[block], beta=here.beta)
-    return found
-
-
-def load_codes(network: Network, images: Tensor, concepts: Concepts, penalty: float) -> Tensor:
-    """Codes of some pictures at one block, each from disk where an equal run has left them.
-
-    Parameters
-    ----------
-    images
-        Normalised pictures (N, 3, H, W).
-    penalty
-        λ of eq. 2.
-
-    Returns
-    -------
-    Tensor
-        (N, H·W, k), as :func:`picture_codes`.
-    """
-    block, found = concepts.block, []
-    shared = {
-        "network": network.fingerprint,
-        "block": block,
-        "concepts": concepts.fingerprint,
-        "penalty": penalty,
-    }
-    for image in images:
-
-        def compute(image: Tensor = image) -> tuple[dict[str, Tensor], dict[str, Any]]:
-            one = picture_codes(network, image[None], {block: concepts}, {block: penalty})[block][0]
-            place = one.nonzero()
-            values = one[place[:, 0], place[:, 1]]
-            return {"place": place.int(), "values": values, "shape": torch.tensor(one.shape)}, {}
-
-        depends = {**shared, "picture": artifacts.digest(image)}
-        code = (network_module, sys.modules[__name__])
-        tensors, _ = artifacts.cached("codes", depends, compute, code)
-        codes = tensors["values"].new_zeros(tensors["shape"].tolist())
-        row, column = tensors["place"].long().unbind(dim=1)
-        codes[row, column] = tensors["values"]
-        found.append(codes.to(concepts.vectors))
-    return torch.stack(found)
-
-
-def lasso_lars_codes(
-    x: Tensor, concepts: Tensor, lam: float, *, beta: Tensor | None = None
-) -> Tensor:
-    """Codes of eq. 2 by scikit-learn's LARS: the paper's solver, and slow.
-
-    LARS follows the path down to λ and needs no tolerance. In double precision, on the CPU.
-    x (..., C) and concepts (k, C) give codes (..., k); parameters and errors are the same.
-    """
-    y = _centred(x, concepts, beta)
-    codes = sparse_encode(
-        y.reshape(-1, y.shape[-1]).double().cpu().numpy(),
-        concepts.double().cpu().numpy(),
-        algorithm="lasso_lars",
-        alpha=lam,
-        max_iter=4 * min(concepts.shape),
-    )
-    return torch.from_numpy(codes).to(y).reshape(*y.shape[:-1], len(concepts))
-
-
-def reconstruct(codes: Tensor, concepts: Tensor, beta: Tensor) -> Tensor:
-    """X̃ = UV + β (eq. 9): codes (..., k), concepts (k, C), beta (C,) → (..., C)."""
-    return codes @ concepts + beta
-
-
-def relative_l2(x: Tensor, x_hat: Tensor) -> Tensor:
-    """‖x − x̂‖ / ‖x‖ of each PFV (section 4.2.2); (..., C) → (...,).
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ.
-    """
-    if x.shape != x_hat.shape:
-        raise ValueError(f"shapes differ: {tuple(x.shape)} and {tuple(x_hat.shape)}")
-    return (x - x_hat).norm(dim=-1) / x.norm(dim=-1)
-
-
-def l0_ratio(codes: Tensor) -> Tensor:
-    """Share of zero codes of each PFV (section 4.2.2); (..., k) → (...,)."""
-    return (codes == 0).float().mean(-1)
-
-
-def _centred(x: Tensor, concepts: Tensor, beta: Tensor | None) -> Tensor:
-    if concepts.ndim != 2 or not concepts.numel():
-        raise ValueError(f"concepts must be (k, C) and not empty, got {tuple(concepts.shape)}")
-    if x.ndim < 1 or x.shape[-1] != concepts.shape[1] or not x.numel():
+def _centred(x: Tensor, vectors: Tensor, beta: Tensor | None) -> Tensor:
+    if vectors.ndim != 2 or not vectors.numel():
+        raise ValueError(f"vectors must be (k, C) and not empty, got {tuple(vectors.shape)}")
+    if x.ndim < 1 or x.shape[-1] != vectors.shape[1] or not x.numel():
         raise ValueError(
-            f"x must be (..., {concepts.shape[1]}), as the concepts, and not empty, "
+            f"x must be (..., {vectors.shape[1]}), as the vectors, and not empty, "
             f"got {tuple(x.shape)}"
         )
-    if beta is not None and beta.shape != concepts.shape[1:]:
-        raise ValueError(f"beta must be ({concepts.shape[1]},), got {tuple(beta.shape)}")
+    if beta is not None and beta.shape != vectors.shape[1:]:
+        raise ValueError(f"beta must be ({vectors.shape[1]},), got {tuple(beta.shape)}")
     y = x if beta is None else x - beta
-    for name, tensor in (("x − beta", y), ("concepts", concepts)):
+    for name, tensor in (("x − beta", y), ("vectors", vectors)):
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds NaN or infinite values")
     return y
 
 
 def _solve(
-    y: Tensor, concepts: Tensor, lam: float, tol: float, max_iter: int
+    y: Tensor, vectors: Tensor, lam: float, tol: float, max_iter: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Lasso codes (n, k) of y (n, C); the rows that did not get to ``tol``, and their gaps."""
-    n, k = len(y), len(concepts)
+    n, k = len(y), len(vectors)
     codes = y.new_zeros(n, k)
-    correlation = y @ concepts.T
+    correlation = y @ vectors.T
     gap = _relative_gap(
         y.square().sum(1),
         y.square().sum(1),
@@ -394,13 +232,13 @@ def _solve(
             size = min(size, k)
             for part in group.split(max(1, _CHUNK // (size * y.shape[1]))):
                 rows, index = todo[part], priority[part].topk(size, dim=1).indices
-                atoms = concepts[index]
+                atoms = vectors[index]
                 start = codes[rows].gather(1, index)
                 enough = (0.1 * gap[part]).clamp(min=0.3 * tol)
                 solved = _descend(y[rows], atoms, start, lam, enough)
                 codes[rows] = codes[rows].scatter(1, index, solved)
-        residual = y[todo] - codes[todo] @ concepts
-        correlation = residual @ concepts.T
+        residual = y[todo] - codes[todo] @ vectors
+        correlation = residual @ vectors.T
         gap = _relative_gap(
             y[todo].square().sum(1),
             residual.square().sum(1),
@@ -473,13 +311,9 @@ def _newton(gram: Tensor, u: Tensor, gradient: Tensor, lam: float) -> tuple[Tens
 
 
 def _relative_gap(
-    target_square: Tensor,
-    residual_square: Tensor,
-    inner: Tensor,
-    correlation: Tensor,
-    l1: Tensor,
+    target_square: Tensor, residual_square: Tensor, inner: Tensor, correlation: Tensor, l1: Tensor,
     lam: float,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Duality gap over the objective, from ‖y‖², ‖r‖², ⟨y, r⟩, max_j |⟨v_j, r⟩| and ‖u‖₁."""
     primal = 0.5 * residual_square + lam * l1
     tiny = torch.finfo(primal.dtype).tiny

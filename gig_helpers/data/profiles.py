@@ -23,12 +23,12 @@ class Profile:
     """
 
     name: str
-    pictures: str
-    blocks: tuple[str, ...]
     per_image: int
     batch_size: int
     evaluation_pictures: int
     evaluation_steps: int
+    pictures: str = "imagenette"
+    blocks: tuple[str, ...] = CHAIN
     evaluation_targets: int = 5
     points: int = 32
     expansion: int = 8
@@ -42,54 +42,15 @@ class Profile:
         return max(2, min(self.expansion * channels, pfvs // self.pfvs_per_concept))
 
 
-_PROFILES = {
-    profile.name: profile
-    for profile in (
-        Profile(
-            name="quick",
-            pictures="sample",
-            blocks=CHAIN,
-            per_image=16,
-            batch_size=8,
-            # Orders × pictures × blocks forward passes: chapter 5 must end in two minutes.
-            evaluation_pictures=4,
-            evaluation_steps=8,
-            evaluation_targets=2,
-            points=16,
-            pfvs_per_concept=5,
-        ),
-        Profile(
-            name="workstation",
-            pictures="imagenette",
-            blocks=CHAIN,
-            per_image=4,
-            batch_size=8,
-            evaluation_pictures=50,
-            evaluation_steps=12,
-            evaluation_targets=2,
-            points=16,
-            pfvs_per_concept=6,
-        ),
-        Profile(
-            name="colab",
-            pictures="imagenette",
-            blocks=CHAIN,
-            per_image=4,
-            batch_size=32,
-            evaluation_pictures=100,
-            evaluation_steps=50,
-        ),
-        Profile(
-            name="paper",
-            pictures="imagenet-val",
-            blocks=ALL_BLOCKS,
-            per_image=1,
-            batch_size=64,
-            evaluation_pictures=1000,
-            evaluation_steps=100,
-        ),
-    )
-}
+_ALL = (
+    # Methods × pictures × blocks forward passes: chapter 5 must end in two minutes.
+    Profile("quick", 16, 8, 4, 8, "sample", evaluation_targets=2, points=16, pfvs_per_concept=5),
+    Profile("workstation", 4, 8, 50, 12, evaluation_targets=2, points=16, pfvs_per_concept=6),
+    Profile("colab", per_image=4, batch_size=32, evaluation_pictures=100, evaluation_steps=50),
+    Profile("paper", 1, 64, 1000, 100, pictures="imagenet-val", blocks=ALL_BLOCKS),
+)
+PROFILES = {profile.name: profile for profile in _ALL}
+"""Profiles by name. Numbers: PFVs a picture, batch size, evaluated pictures, steps of a curve."""
 
 
 def get(name: str | None = None) -> Profile:
@@ -110,7 +71,7 @@ def get(name: str | None = None) -> Profile:
         If there is no such profile.
     """
     name = name or os.environ.get("GIG_PROFILE", "quick")
-    if name not in _PROFILES:
-        raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(_PROFILES)}")
-    profile = _PROFILES[name]
+    if name not in PROFILES:
+        raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
+    profile = PROFILES[name]
     return replace(profile, pictures=os.environ.get("GIG_IMAGES") or profile.pictures)

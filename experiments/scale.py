@@ -1,0 +1,76 @@
+"""Seconds and memory of every stage, with a tenth of the pictures and with all (chapter 8)."""
+
+import resource
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from gig_helpers import concept_graph, picture_codes
+from gig_helpers.concepts import Concepts, extract, tune
+
+from . import classes, interlayer
+from .run import TIMED_PICTURES, Run, nothing_kept, timed, write
+
+
+def make(run: Run) -> None:
+    """Write ``scale.json``."""
+    rows: list[dict[str, Any]] = []
+    profile = replace(run.profile, evaluation_pictures=TIMED_PICTURES)
+    for share in (10, 1):
+        part = Run(profile, run.network, run.pictures.subset(range(0, len(run.pictures), share)))
+        with nothing_kept():
+            for row in _chain(part):
+                rows.append({"pictures": len(part.pictures), **row, **_peaks()})
+                write(
+                    run, "scale", rows, evaluated=TIMED_PICTURES, points=profile.points,
+                    steps=profile.evaluation_steps, targets=profile.evaluation_targets,
+                    batch_size=profile.batch_size,
+                )  # fmt: skip
+
+
+def _chain(run: Run) -> Iterator[dict[str, Any]]:
+    """Every stage of the chain, one after the other, with the seconds it took."""
+    network, profile, found = run.network, run.profile, dict[str, Concepts]()
+    spent: dict[str, float] = {}
+
+    def row(stage: str, items: int, **more: Any) -> dict[str, Any]:
+        return {"stage": stage, "items": items, "seconds": spent.pop(stage), **more}
+
+    with timed(spent, "sampling"):
+        dataset = run.dataset
+    yield row("sampling", len(dataset.pictures))
+    for block in profile.blocks:
+        x, beta = dataset.vectors(block).to(network.device), network.bn_shift(block)
+        k = profile.n_concepts(network.channels(block), len(x))
+        with timed(spent, "clustering"):
+            made = extract(x, beta, k, profile.seed, block=block)
+        yield row("clustering", len(x), block=block, k=k)
+        with timed(spent, "penalty"):
+            found[block] = tune(made, x, seed=profile.seed)
+        yield row("penalty", 1, block=block)
+    images, labels = run.evaluated
+    for block, here in found.items():
+        with timed(spent, "class curves"):
+            steps = classes.seconds(run, images, labels, here, ["gig"])
+        yield row("class curves", len(images), block=block, steps=steps)
+    for a, b in pairwise(found):
+        with timed(spent, "interlayer curves"):
+            steps = interlayer.seconds(run, images, labels, found[a], found[b], ["gig"])
+        yield row("interlayer curves", len(images), block=a, target=b, steps=steps)
+    with timed(spent, "graph of a picture"):
+        codes = picture_codes(network, images[:1], found)
+        concept_graph(network, codes, found, labels[:1], points=profile.points)
+    yield row("graph of a picture", 1)
+
+
+def _peaks() -> dict[str, float]:
+    """Most memory so far, in MB: of the process, and of the GPU where there is one."""
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peaks = {"peak_mb": kilobytes / (1e6 if sys.platform == "darwin" else 1e3)}
+    if torch.cuda.is_available():
+        peaks["gpu_peak_mb"] = torch.cuda.max_memory_allocated() / 1e6
+    return peaks

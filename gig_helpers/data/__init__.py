@@ -1,0 +1,1 @@
+"""What a run starts from: sizes, weights, pictures, the artifacts of others, the paper's tables."""

@@ -1,0 +1,214 @@
+"""Sets of pictures, each a view of a photograph with, where known, its class."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+
+import torchvision
+from PIL import Image, UnidentifiedImageError
+from timm.data import ImageNetInfo
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from .weights import MEAN, STD, AssetUnavailable, cache_folder, socket_timeout
+
+SIZE = 224
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+class UnreadablePicture(ValueError):
+    """A picture file that is empty, broken or no picture; the message names it."""
+
+
+@dataclass(frozen=True, repr=False)
+class Pictures(Dataset):
+    """Pictures on disk, each with a view (a part of the file) and, where known, a class.
+
+    ``pictures[i]`` is a normalised float tensor (3, 224, 224): the view's shorter side resized to
+    256, the centre 224 × 224 cropped, ImageNet's mean and standard deviation. ``image(i)`` is the
+    same view as a PIL image, for the eye.
+
+    Attributes
+    ----------
+    name
+        What was asked for, as the provenance line shows it.
+    files, paths
+        Absolute paths, and the same relative to the folder.
+    labels
+        ImageNet class (0 to 999) or None.
+    boxes
+        View: left, upper, right, lower as fractions of the file's width and height.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    paths: tuple[str, ...]
+    labels: tuple[int | None, ...]
+    boxes: tuple[tuple[float, float, float, float], ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __repr__(self) -> str:
+        photographs = len(set(self.files))
+        views = "" if photographs == len(self) else f" ({len(self)} views)"
+        return f"{self.name}: {photographs} photographs{views}"
+
+    def __getitem__(self, index: int) -> Tensor:
+        picture = v2.functional.to_dtype(v2.functional.pil_to_tensor(self.image(index)), scale=True)
+        return v2.functional.normalize(picture, list(MEAN), list(STD))
+
+    def image(self, index: int) -> Image.Image:
+        """View number ``index`` as an RGB PIL image, 224 × 224.
+
+        Raises
+        ------
+        UnreadablePicture
+            If the file is missing, empty, broken or no picture.
+        """
+        try:
+            with Image.open(self.files[index]) as opened:
+                image = opened.convert("RGB")
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            raise UnreadablePicture(f"{self.paths[index]}: {error}") from error
+        corners = zip(self.boxes[index], 2 * image.size, strict=True)
+        image = image.crop([round(share * length) for share, length in corners])  # type: ignore[arg-type]
+        return v2.functional.center_crop(v2.functional.resize(image, [256]), [SIZE])
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of every file's relative path, size in bytes and view."""
+        sizes = [file.stat().st_size if file.exists() else -1 for file in self.files]
+        text = json.dumps(list(zip(self.paths, sizes, self.boxes, strict=True)))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def subset(self, indices: list[int] | range) -> "Pictures":
+        """The pictures with these indices, in this order."""
+        parts = (self.files, self.paths, self.labels, self.boxes)
+        return Pictures(self.name, *(tuple(part[i] for i in indices) for part in parts))  # type: ignore[arg-type]
+
+
+def load_pictures(spec: str = "sample") -> Pictures:
+    """Return a set of pictures.
+
+    Parameters
+    ----------
+    spec
+        One of :data:`SOURCES`: ``"sample"``, the 20 ImageNet photographs inside foolbox, five
+        views each (the whole and four quarters), and six photographs without a class from
+        scikit-image and scikit-learn; ``"imagenette"``, the validation part of Imagenette,
+        downloaded by torchvision; ``"imagenet-val"``, the folder that the environment variable
+        ``GIG_IMAGENET_VAL`` names. Anything else: a folder, searched with its sub-folders. A
+        picture gets the class of its nearest parent folder that is named like an ImageNet class
+        (``n01534433`` or ``junco``).
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder does not exist.
+    ValueError
+        If it holds no picture.
+    AssetUnavailable
+        If a download fails.
+
+    Examples
+    --------
+    >>> load_pictures("sample")
+    sample: 26 photographs (106 views)
+    """
+    return SOURCES[spec]() if spec in SOURCES else _folder(Path(spec), Path(spec).absolute().name)
+
+
+def _sample() -> Pictures:
+    whole = (0.0, 0.0, 1.0, 1.0)
+    quarters = tuple((x, y, x + 0.5, y + 0.5) for y in (0.0, 0.5) for x in (0.0, 0.5))
+    rows: list[tuple[Path, str, int | None, tuple[float, float, float, float]]] = []
+    for file in sorted(_package_folder("foolbox", "data").glob("imagenet_*.jpg")):
+        label = int(file.stem.split("_")[-1])
+        rows += [(file, f"foolbox/{file.name}", label, box) for box in (whole, *quarters)]
+    unlabelled = {
+        "skimage": ("data", ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")),
+        "sklearn": ("datasets/images", ("china.jpg", "flower.jpg")),
+    }
+    for package, (inside, names) in unlabelled.items():
+        here = _package_folder(package, inside)
+        rows += [(here / name, f"{package}/{name}", None, whole) for name in names]
+    files, paths, labels, boxes = zip(*rows, strict=True)
+    return Pictures("sample", files, paths, labels, boxes)
+
+
+def _package_folder(package: str, inside: str) -> Path:
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise AssetUnavailable(f"the package {package} is not installed: pip install {package}")
+    return Path(spec.origin).parent / inside
+
+
+def _imagenette() -> Pictures:
+    root = cache_folder() / "imagenette"
+    with socket_timeout():
+        try:
+            torchvision.datasets.Imagenette(root, split="val", size="320px", download=True)
+        except OSError as error:
+            raise AssetUnavailable(
+                f"Imagenette cannot be downloaded ({error}); connect to the internet, or set "
+                "GIG_IMAGES to a folder of pictures"
+            ) from error
+    return _folder(root / "imagenette2-320" / "val", "imagenette")
+
+
+def _imagenet_val() -> Pictures:
+    given = os.environ.get("GIG_IMAGENET_VAL")
+    if not given:
+        raise FileNotFoundError(
+            "set GIG_IMAGENET_VAL to the folder of ImageNet's validation pictures, or "
+            "GIG_IMAGES to any folder of pictures"
+        )
+    return _folder(Path(given), "ImageNet validation")
+
+
+def _folder(root: Path, name: str) -> Pictures:
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}: GIG_IMAGES must name a folder of pictures")
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    if not files:
+        raise ValueError(
+            f"no picture in {root}: looked there and below for {', '.join(sorted(_SUFFIXES))}"
+        )
+    paths = tuple(file.relative_to(root).as_posix() for file in files)
+    labels = tuple(_label(path, root.absolute().name) for path in paths)
+    return Pictures(name, tuple(files), paths, labels, ((0.0, 0.0, 1.0, 1.0),) * len(files))
+
+
+SOURCES: dict[str, Callable[[], Pictures]] = {
+    "sample": _sample,
+    "imagenette": _imagenette,
+    "imagenet-val": _imagenet_val,
+}
+"""Sets of pictures by name; any other name is a folder's."""
+
+
+def _label(path: str, root: str) -> int | None:
+    parents = [*PurePosixPath(path).parts[-2::-1], root]
+    found = (_class_index().get(parent.lower().replace("_", " ")) for parent in parents)
+    return next((index for index in found if index is not None), None)
+
+
+@cache
+def _class_index() -> dict[str, int]:
+    by_name = {name.lower(): index for index, name in enumerate(class_names())}
+    info = ImageNetInfo()
+    return by_name | {info.index_to_label_name(i): i for i in range(info.num_classes())}
+
+
+@cache
+def class_names() -> tuple[str, ...]:
+    """ImageNet's 1,000 class names in the network's order, as torchvision writes them."""
+    return tuple(torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["categories"])

@@ -1,0 +1,1 @@
+"""What the chapters show: studies of many pictures, statistics, examples, figures."""

@@ -1,0 +1,193 @@
+"""PFVs for the eye: the crop around each, its square and its iERF (the paper's Figure 1)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import srd
+from ..concepts import Concepts
+from ..data.pictures import Pictures
+from ..network import Network
+from ..pfv import PFVDataset
+
+SQUARE_SHARE = 0.7
+"""Share of an iERF's positive mass that a red square holds."""
+
+
+def ierfs(
+    network: Network, pictures: Pictures, dataset: PFVDataset, block: str, indices: Tensor
+) -> Tensor:
+    """iERFs of some PFVs of the dataset, made when asked for; shape (m, H_img, W_img).
+
+    Parameters
+    ----------
+    indices
+        Rows (m,) of ``dataset.vectors(block)``.
+
+    Raises
+    ------
+    ValueError
+        If no PFV is asked for.
+
+    Notes
+    -----
+    Effective receptive fields by the sharing ratio (eq. 10); each sums to 1.
+    """
+    picture_ids = dataset.picture_ids(block)[indices]
+    positions = dataset.positions(block)[indices]
+    unique, inverse = picture_ids.unique(return_inverse=True)
+    found: Tensor | None = None
+    for n, picture in enumerate(unique.tolist()):
+        rows = (inverse == n).nonzero().flatten()
+        images = pictures[picture][None].to(network.device)
+        maps = srd.ierf(network, images, block, positions[rows][None])[0].cpu()
+        if found is None:
+            found = maps.new_zeros(len(indices), *maps.shape[1:])
+        found[rows] = maps
+    if found is None:
+        raise ValueError("no PFV was asked for: indices is empty")
+    return found
+
+
+@dataclass(frozen=True)
+class Example:
+    """One PFV as Figure 1 shows it: the part of the picture around it, its square and its iERF.
+
+    Attributes
+    ----------
+    crop
+        RGB part of the picture, (S, S, 3), uint8.
+    ierf
+        The iERF's same part, (S, S).
+    square
+        Left, top and side, in pixels of the crop, of the square that holds most of the iERF.
+    picture, label
+        Path of the picture, and its ImageNet class or None.
+    """
+
+    crop: np.ndarray
+    ierf: np.ndarray
+    square: tuple[int, int, int]
+    picture: str
+    label: int | None
+
+
+def examples(
+    network: Network, pictures: Pictures, dataset: PFVDataset, block: str, indices: Tensor
+) -> list[Example]:
+    """PFVs of the dataset as crops with square and iERF, as in the paper's Figure 1.
+
+    The square holds most of the iERF's positive mass; the crop has twice its side, for context.
+
+    Parameters
+    ----------
+    indices
+        Rows (m,) of ``dataset.vectors(block)``.
+    """
+    found = []
+    maps = ierfs(network, pictures, dataset, block, indices)
+    for picture, ierf in zip(dataset.picture_ids(block)[indices].tolist(), maps, strict=True):
+        top, left, side = square(ierf)
+        edge = min(2 * side, *ierf.shape)
+        y = min(max(top - (edge - side) // 2, 0), ierf.shape[0] - edge)
+        x = min(max(left - (edge - side) // 2, 0), ierf.shape[1] - edge)
+        part = slice(y, y + edge), slice(x, x + edge)
+        crop, place = np.asarray(pictures.image(picture))[part], (left - x, top - y, side)
+        about = dataset.pictures[picture], dataset.labels[picture]
+        found.append(Example(crop, ierf[part].numpy(), place, *about))
+    return found
+
+
+def square(ierf: Tensor, share: float = SQUARE_SHARE) -> tuple[int, int, int]:
+    """Square around an iERF that holds a share of its positive mass: a red box of Figure 1.
+
+    The smallest around the centre of mass; the paper does not say how it draws them.
+
+    Parameters
+    ----------
+    ierf
+        (H_img, W_img)
+    share
+        Fraction of Σ max(iERF, 0).
+
+    Returns
+    -------
+    top, left, side
+        In pixels; the square is shifted, never cut, to stay inside the picture.
+    """
+    mass = ierf.clamp(min=0).double()
+    total = mass.sum()
+    height, width = mass.shape
+    if total <= 0:
+        return 0, 0, min(height, width)
+    rows, columns = torch.arange(height), torch.arange(width)
+    y = float((mass.sum(dim=1) * rows).sum() / total)
+    x = float((mass.sum(dim=0) * columns).sum() / total)
+    for side in range(8, min(height, width) + 1, 4):
+        top = round(min(max(y - side / 2, 0), height - side))
+        left = round(min(max(x - side / 2, 0), width - side))
+        if mass[top : top + side, left : left + side].sum() >= share * total:
+            return top, left, side
+    return 0, 0, min(height, width)
+
+
+def nearest_examples(
+    network: Network, pictures: Pictures, dataset: PFVDataset, concepts: Concepts,
+    chosen: Sequence[int], count: int = 5,
+) -> list[list[Example]]:  # fmt: skip
+    """The PFVs nearest to each of some concepts (Figures 7 to 10), the nearest first.
+
+    Parameters
+    ----------
+    chosen
+        Numbers of the concepts.
+    count
+        Examples a concept.
+    """
+    rows = concepts.nearest(dataset.vectors(concepts.block), count)[list(chosen)]
+    found = examples(network, pictures, dataset, concepts.block, rows.flatten())
+    return [found[n * count : (n + 1) * count] for n in range(len(rows))]
+
+
+def localize(
+    network: Network, image: Tensor, block: str, attributions: Tensor, count: int = 24
+) -> Tensor:
+    """Carry a concept's attributions to pixels, Σ_p a_p · iERF_p ("concept localization", Fig. 1).
+
+    An iERF sums to one, so the map sums to the attributions that go into it: those of the ``count``
+    strongest positions, which hold most of the whole as a rule.
+
+    Parameters
+    ----------
+    image
+        (1, 3, H_img, W_img), normalised.
+    attributions
+        (H·W,), one a position of the block's map, row by row: of :func:`gig` or
+        :func:`class_relevance` with ``positions=True``, or any other value.
+    count
+        Positions to carry, strongest absolute values first. Each is one more map that SRD takes
+        down to the pixels; they share the forward pass.
+
+    Returns
+    -------
+    Tensor
+        (H_img, W_img)
+
+    Raises
+    ------
+    ValueError
+        If ``attributions`` has not one value a position.
+    """
+    x = network.preactivations(image, [block])[block]
+    if attributions.shape != (x.shape[2] * x.shape[3],):
+        raise ValueError(
+            f"{block}: expected attributions ({x.shape[2] * x.shape[3]},), one a position, got "
+            f"{tuple(attributions.shape)}"
+        )
+    best = attributions.abs().topk(min(count, len(attributions))).indices
+    places = torch.stack([best // x.shape[3], best % x.shape[3]], dim=1).cpu()
+    fields = srd.ierf(network, image, block, places[None])[0]
+    return torch.tensordot(attributions[best], fields.to(attributions), dims=1)

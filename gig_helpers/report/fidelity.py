@@ -1,0 +1,71 @@
+"""C-μFidelity: do the relevances of a set of concepts add up to what its loss costs? (4.2.1)"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from ..concepts import Concepts
+from ..gig import as_maps
+from ..importance import fitting
+from ..network import Network
+
+
+@torch.no_grad()
+def class_fidelity(
+    network: Network, codes: Tensor, concepts: Concepts, importance: Tensor,
+    classes: Tensor | Sequence[int], *, subsets: int = 200, fraction: float = 0.2, seed: int = 0,
+    batch_size: int = 16,
+) -> Tensor:  # fmt: skip
+    """C-μFidelity (Fel et al., 2024; section 4.2.1), of several methods by the same sets.
+
+    Spearman's correlation, over random sets S of concepts, of Σ_{q∈S} Γ_q with what the class's
+    logit loses when the coefficients of S are set to 0.
+
+    Parameters
+    ----------
+    codes
+        U (N, HW, k).
+    importance
+        (N, T, k), of T methods.
+    classes
+        (N,) the network's own predictions.
+    subsets, fraction
+        How many sets, and their share of all k concepts.
+
+    Returns
+    -------
+    Tensor
+        (N, T), NaN where nothing varies.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, or the sets are too few, too small or too large.
+    """
+    u, concepts = fitting(network, codes, concepts)
+    k = len(concepts)
+    if importance.ndim != 3 or (len(importance), importance.shape[2]) != (len(u), k):
+        raise ValueError(f"importance {tuple(importance.shape)}: expected ({len(u)}, T, {k})")
+    size = round(fraction * k)
+    if subsets < 2 or not 0 < size < k:
+        raise ValueError(f"cannot compare {subsets} sets of {size} of {k} concepts")
+    generator = torch.Generator().manual_seed(seed)
+    draws = [torch.randperm(k, generator=generator)[:size] for _ in range(subsets)]
+    out = torch.zeros(subsets, k).scatter_(1, torch.stack(draws), 1.0).to(u)
+    vectors, beta = concepts.vectors, concepts.beta
+    result = []
+    for picture, rows, label in zip(u, importance.to(u), classes, strict=True):
+        active = picture.any(dim=0)
+        left = []
+        for part in out[:, active].split(batch_size):
+            kept = beta + (picture[:, active] * (1 - part)[:, None]) @ vectors[active]
+            logits = network.propagate(as_maps(kept), concepts.block)
+            left.append(logits[:, int(label)])
+        lost = -torch.cat(left).cpu().numpy()
+        with np.errstate(invalid="ignore"):
+            found = [stats.spearmanr((out @ g).cpu().numpy(), lost) for g in rows]
+        result.append([float(each.statistic) for each in found])
+    return torch.tensor(result, dtype=torch.float64)

@@ -1,0 +1,156 @@
+"""Figures with matplotlib, for the page and the printer. No computation here."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ..curves import Curves
+from .examples import Example
+from .statistics import Interval
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
+
+GLOW = LinearSegmentedColormap.from_list("glow", ["black", "#a00000", "#ff5030", "#ffe0c0"])
+"""Localisation maps: black to red, as in Figure 1."""
+
+
+def style() -> None:
+    """Set the book's figure style: white ground, Okabe–Ito colours, no box around the axes."""
+    plt.rc("axes", prop_cycle=plt.cycler(color=COLOURS), titlesize="medium")
+    plt.rc("axes.spines", right=False, top=False)
+    plt.rc("figure", dpi=110, facecolor="white")
+    plt.rc("font", size=10)
+    plt.rc("image", cmap="viridis")
+    plt.rc("legend", frameon=False)
+    plt.rc("savefig", bbox="tight")
+
+
+def picture(axes: Axes, image: np.ndarray | Image.Image, title: str = "") -> None:
+    """A picture without axes."""
+    axes.imshow(np.asarray(image))
+    axes.set_title(title)
+    axes.set_axis_off()
+
+
+def heat(axes: Axes, values: Tensor | np.ndarray, title: str = "", signed: bool = False) -> None:
+    """A map (H, W) without axes: black to red, or blue to red around zero if ``signed``."""
+    array = np.asarray(values)
+    # A few pixels carry most of an iERF; the 99.5th percentile keeps the rest visible.
+    limit = float(np.percentile(np.abs(array), 99.5)) or 1.0
+    if signed:
+        axes.imshow(array, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    else:
+        axes.imshow(array, cmap=GLOW, vmin=0, vmax=limit)
+    axes.set_title(title)
+    axes.set_axis_off()
+
+
+def portrait(example: Example, size: int = 128) -> Image.Image:
+    """A crop with its red square, the iERF tile at its upper right: (size, 1.5 · size) pixels.
+
+    It is a node of Figure 1. The iERF is in viridis, clipped at its 99.5th percentile.
+    """
+    limit = max(float(np.percentile(example.ierf, 99.5)), 1e-12)
+    tile = plt.get_cmap("viridis")(np.clip(example.ierf / limit, 0, 1), bytes=True)[..., :3]
+    canvas = Image.new("RGB", (size + size // 2, size), "white")
+    canvas.paste(Image.fromarray(example.crop).resize((size, size)), (0, 0))
+    canvas.paste(Image.fromarray(tile).resize((size // 2, size // 2)), (size, 0))
+    left, top, side = (size * value / example.crop.shape[0] for value in example.square)
+    frame = (left, top, left + side - 1, top + side - 1)
+    ImageDraw.Draw(canvas).rectangle(frame, outline="red", width=max(1, size // 64))
+    return canvas
+
+
+def thumbnail(axes: Axes, example: Example, title: str = "") -> None:
+    """A :func:`portrait` without axes."""
+    picture(axes, portrait(example))
+    axes.set_title(title, fontsize="small")
+
+
+def cards(rows: Sequence[tuple[str, Sequence[Example]]], columns: int = 5) -> Figure:
+    """Concept cards: a title and its nearest examples a row."""
+    figure, grid = plt.subplots(
+        len(rows), columns, figsize=(1.7 * columns, 1.45 * len(rows)), squeeze=False
+    )
+    for axes, (_, found) in zip(grid, rows, strict=True):
+        for place in axes:
+            place.set_axis_off()
+        for place, example in zip(axes, found, strict=False):
+            thumbnail(place, example)
+        axes[0].set_title(" ", loc="left", fontsize="small")
+    figure.tight_layout(h_pad=0.4)
+    for axes, (title, _) in zip(grid, rows, strict=True):
+        # Written last: a title as wide as the row would push the columns apart.
+        axes[0].set_title(title, loc="left", fontsize="small")
+    return figure
+
+
+def curves(
+    axes: Axes, x: Tensor | np.ndarray, values: Tensor | np.ndarray, label: str, colour: str
+) -> None:
+    """Mean (S,) of curves (N, S) over pictures, with a band of ± 1.96 standard errors."""
+    array = np.asarray(values)
+    mean = array.mean(axis=0)
+    error = 1.96 * array.std(axis=0, ddof=1) / math.sqrt(len(array)) if len(array) > 1 else 0 * mean
+    axes.plot(np.asarray(x), mean, label=label, color=colour)
+    axes.fill_between(np.asarray(x), mean - error, mean + error, color=colour, alpha=0.2, lw=0)
+
+
+def curve_grid(
+    panels: Mapping[str, Mapping[str, Curves]], ylabel: str, xlabel: str = "share of concepts"
+) -> Figure:
+    """Mean deletion (above) and insertion curves (below) with bands, a column a title.
+
+    Parameters
+    ----------
+    panels
+        Curves (N, S) by label, by title; a label has one colour everywhere.
+    """
+    labels = list(dict.fromkeys(label for column in panels.values() for label in column))
+    figure, grid = plt.subplots(
+        2, len(panels), figsize=(max(4.2, 2.15 * len(panels)), 4.8), sharex=True, sharey="row",
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for column, (title, found) in zip(grid.T, panels.items(), strict=True):
+        for label, here in found.items():
+            colour = COLOURS[labels.index(label)]
+            curves(column[0], here.x, here.deletion, label, colour)
+            curves(column[1], here.x, here.insertion, label, colour)
+        column[0].set_title(title)
+        column[1].set_xlabel(xlabel)
+    grid[0, 0].set_ylabel(f"deletion: {ylabel}")
+    grid[1, 0].set_ylabel(f"insertion: {ylabel}")
+    handles = [Line2D([], [], color=COLOURS[n], label=label) for n, label in enumerate(labels)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(labels)))
+    return figure
+
+
+def intervals(
+    axes: Axes, groups: Mapping[str, Mapping[str, Interval]], ylabel: str, zero: bool = False
+) -> None:
+    """Means with their confidence intervals: a place on the x axis a group, a colour a label."""
+    labels = list(dict.fromkeys(label for found in groups.values() for label in found))
+    for n, label in enumerate(labels):
+        places = [x for x, found in enumerate(groups.values()) if label in found]
+        values = [found[label] for found in groups.values() if label in found]
+        mean = np.array([v.mean for v in values])
+        reach = np.array([[v.mean - v.low for v in values], [v.high - v.mean for v in values]])
+        shift = 0.7 * ((n + 0.5) / len(labels) - 0.5)
+        axes.errorbar(
+            np.array(places) + shift, mean, reach.clip(min=0), fmt="o", color=COLOURS[n],
+            label=label, capsize=2, ms=4,
+        )  # fmt: skip
+    if zero:
+        axes.axhline(0, color="0.6", lw=0.8, zorder=0)
+    axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_ylabel(ylabel)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))

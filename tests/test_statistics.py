@@ -1,0 +1,42 @@
+"""report/statistics.py: intervals and tests against the normal one and SciPy's."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from gig_helpers.report.statistics import Comparison, Interval, compare, interval
+
+
+def test_intervals_and_paired_comparison():
+    generator = torch.Generator().manual_seed(0)
+    hard = 10 * torch.randn(40, generator=generator)  # pictures differ more than methods do
+    a, b = hard + 1 + 0.1 * torch.randn(40, generator=generator), hard
+    found = interval(a - b)
+    assert found.low < found.mean < found.high and found.mean == pytest.approx(1, abs=0.1)
+    standard = (a - b).std().item() / math.sqrt(40)
+    # The percentile interval of a mean is close to the normal one at 40 pictures.
+    assert found.high - found.low == pytest.approx(2 * 1.96 * standard, rel=0.15)
+    paired = compare(a, b)
+    assert paired.low > 0.9 and paired.mean == pytest.approx(found.mean)
+    assert paired.p_value == pytest.approx(stats.wilcoxon((a - b).double().numpy()).pvalue)
+    unpaired = interval(a).high - interval(a).low
+    assert unpaired > 10 * (paired.high - paired.low)
+    assert compare(a, a) == compare(b, b) and compare(a, a).p_value == 1
+
+
+def test_verdicts_and_texts():
+    for low, high, verdict in ((0.1, 0.2, "better"), (-1, -0.5, "worse"), (-0.1, 3, "undecided")):
+        assert Comparison(0.5, low, high, 0.01).verdict == verdict
+    assert str(Interval(0.1234, 0.1, 0.2)) == "0.123 [0.100, 0.200]"
+    assert str(Comparison(0.1234, -0.1, 0.2, 0.5)) == "+0.123 [-0.100, +0.200]"
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="two or more"):
+        interval(torch.ones(1))
+    with pytest.raises(ValueError, match="finite"):
+        interval(torch.tensor([1.0, math.nan]))
+    with pytest.raises(ValueError, match="not the same pictures"):
+        compare(torch.ones(2), torch.ones(3))
