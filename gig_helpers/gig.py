@@ -16,7 +16,6 @@ from math import isqrt
 from typing import Any, Literal, TypeAlias, overload
 
 import torch
-from captum.attr._utils.approximation_methods import approximation_parameters
 from torch import Tensor
 
 from .network import Network
@@ -275,6 +274,9 @@ def _rule(method: str, points: int) -> tuple[list[float], list[float]]:
     """Places on the path, and weights, of a quadrature rule."""  # noqa: DOC501
     if method == "endpoint":
         return [1.0], [1.0]
+    # Captum imports much that nothing else here needs.
+    from captum.attr._utils.approximation_methods import approximation_parameters
+
     if points < 2:  # Captum's rules assert it
         raise ValueError(f"points must be 2 or more, not {points}")
     try:

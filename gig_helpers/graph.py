@@ -86,24 +86,17 @@ def concept_graph(
         groups = _choose(relevance[block], top, shared)
         for concept, group in groups.items():
             node = f"{block}/{concept}"
-            graph.add_node(
-                node,
-                kind="concept",
-                block=block,
-                concept=concept,
-                group=group if isinstance(group, str) else str(targets[group]),
-                relevance=relevance[block][:, concept].tolist(),
-                name=(names or {}).get(node, ""),
-            )
+            about = {"kind": "concept", "block": block, "concept": concept}
+            about["group"] = group if isinstance(group, str) else str(targets[group])
+            values = relevance[block][:, concept].tolist()
+            graph.add_node(node, **about, relevance=values, name=(names or {}).get(node, ""))
         chosen[block] = torch.tensor(list(groups))
 
     for source, target in zip(blocks, blocks[1:], strict=False):
         here, above = concepts[source], concepts[target].vectors[chosen[target]]
-        values = gig(
-            network, codes[source], here.vectors, source, target, above,
-            beta=here.beta, points=points,
-        )  # fmt: skip
-        _add_edges(graph, source, chosen[source], target, chosen[target], values.cpu().mean(0))
+        options = {"beta": here.beta, "points": points}
+        found = gig(network, codes[source], here.vectors, source, target, above, **options)
+        _add_edges(graph, source, chosen[source], target, chosen[target], found.cpu().mean(0))
     last = blocks[-1]
     _add_edges(graph, last, chosen[last], "class", torch.tensor(targets), relevance[last])
     return graph
@@ -140,9 +133,5 @@ def _add_edges(
     for t, upper in enumerate(targets.tolist()):
         for q, lower in enumerate(sources.tolist()):
             value = float(raw[t, q])
-            graph.add_edge(
-                f"{source}/{lower}",
-                f"{target}/{upper}",
-                raw=value,
-                weight=abs(value) / scale if scale else 0.0,
-            )
+            weight = abs(value) / scale if scale else 0.0
+            graph.add_edge(f"{source}/{lower}", f"{target}/{upper}", raw=value, weight=weight)

@@ -247,13 +247,10 @@ def _write_shard(
 ) -> None:
     skipped: dict[str, str] = {}
     columns: dict[str, list[Tensor]] = {}
-    loader = DataLoader(
-        _Readable(pictures),
-        profile.batch_size,
-        sampler=indices,
-        num_workers=_READERS[network.device.type],
-        pin_memory=network.device.type == "cuda",
-        collate_fn=tuple,
+    cuda = network.device.type == "cuda"
+    options: dict = {"num_workers": _READERS[network.device.type], "pin_memory": cuda}
+    batches = DataLoader(
+        _Readable(pictures), profile.batch_size, sampler=indices, collate_fn=tuple, **options
     )
 
     # From here on in the shard, batches are of a size that fits into memory.
@@ -262,7 +259,7 @@ def _write_shard(
         pieces = zip(images.split(size), ids.split(size), strict=True)
         return [_sample_batch(network, *piece, pictures, profile) for piece in pieces]
 
-    for batch in loader:
+    for batch in batches:
         images, kept = [], []
         for index, image, problem in batch:
             if problem:

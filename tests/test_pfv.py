@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import random_network
+from safetensors import safe_open
 
 from gig_helpers import load_pictures, pfv, srd
 from gig_helpers.data import artifacts, profiles

@@ -1,1 +1,1 @@
-"""What a run starts from: sizes, weights, pictures, the artifacts of others, the paper's tables."""
+"""What a run starts from: sizes, weights, pictures, what is on disk, the paper's own numbers."""

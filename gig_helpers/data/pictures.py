@@ -11,7 +11,6 @@ from pathlib import Path, PurePosixPath
 
 import torchvision
 from PIL import Image, UnidentifiedImageError
-from timm.data import ImageNetInfo
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
@@ -203,6 +202,8 @@ def _label(path: str, root: str) -> int | None:
 
 @cache
 def _class_index() -> dict[str, int]:
+    from timm.data import ImageNetInfo  # a second of importing, for folders of pictures alone
+
     by_name = {name.lower(): index for index, name in enumerate(class_names())}
     info = ImageNetInfo()
     return by_name | {info.index_to_label_name(i): i for i in range(info.num_classes())}
