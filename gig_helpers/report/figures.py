@@ -61,7 +61,7 @@ def portrait(example: Example, size: int = 128) -> Image.Image:
     """
     limit = max(float(np.percentile(example.ierf, 99.5)), 1e-12)
     tile = plt.get_cmap("viridis")(np.clip(example.ierf / limit, 0, 1), bytes=True)[..., :3]
-    canvas = Image.new("RGB", (size + size // 2, size), "white")
+    canvas = Image.new("RGBA", (size + size // 2, size), (255, 255, 255, 0))  # lines show through
     canvas.paste(Image.fromarray(example.crop).resize((size, size)), (0, 0))
     canvas.paste(Image.fromarray(tile).resize((size // 2, size // 2)), (size, 0))
     left, top, side = (size * value / example.crop.shape[0] for value in example.square)
