@@ -6,12 +6,10 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-import torchvision
-from PIL import Image
+from conftest import random_network, save_pictures
 
-from gig_helpers import Network, load_concepts, load_pictures, sample
+from gig_helpers import load_concepts, load_pictures, sample
 from gig_helpers.data import profiles
 from gig_helpers.report.studies import class_study
 
@@ -41,8 +39,7 @@ def _chain(folder: Path, photographs: Path, writes: int | None) -> None:
         rename(source, target)
 
     os.replace = replace_or_die
-    torch.manual_seed(0)
-    network = Network(torchvision.models.resnet18(weights=None), "resnet18", device="cpu")
+    network = random_network("resnet18")
     pictures = load_pictures(str(photographs))
     dataset = sample(network, pictures, PROFILE)
     found = load_concepts(network, dataset, PROFILE)
@@ -61,17 +58,12 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 def test_killed_in_every_stage(tmp_path):
-    generator = np.random.default_rng(0)
-    for number in range(12):
-        path = tmp_path / "pictures" / "junco" / f"{number:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((256, 256)).save(path)
+    photographs = save_pictures(tmp_path / "pictures", 12)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gig_helpers.report.studies", "torchvision"])
+    context.set_forkserver_preload(["conftest", "gig_helpers.report.studies"])
 
     def run(name: str, writes: int | None) -> int | None:
-        arguments = (tmp_path / name, tmp_path / "pictures", writes)
+        arguments = (tmp_path / name, photographs, writes)
         child = context.Process(target=_chain, args=arguments)
         child.start()
         child.join()
