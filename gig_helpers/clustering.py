@@ -1,6 +1,7 @@
 """Bisecting spherical k-means, a scikit-learn estimator (section 3.2, appendix B)."""
 
 import heapq
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -55,14 +56,13 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
     Examples
     --------
     >>> x = [[1.0, 0.1], [5.0, -0.5], [0.1, 2.0], [-0.1, 1.0]]
-    >>> labels = BisectingSphericalKMeans(2, random_state=0).fit(x).labels_
+    >>> model = BisectingSphericalKMeans(2, random_state=0).fit(x)
+    >>> labels = model.labels_
     >>> bool(labels[0] == labels[1]), bool(labels[2] == labels[3]), bool(labels[0] == labels[2])
     (True, True, False)
+    >>> bool(model.predict([[9.0, 0.0]])[0] == labels[0])
+    True
     """
-
-    labels_: NDArray[np.int64]
-    cluster_centers_: NDArray[np.floating]
-    n_features_in_: int
 
     def __init__(
         self, n_clusters: int = 8, *, max_iter: int = 100, n_init: int = 1, tol: float = 1e-3,
@@ -126,110 +126,104 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
             X = X.detach().cpu().numpy()
         X = validate_data(self, X, reset=reset, dtype=[np.float32, np.float64])
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        owned = torch.tensor(X) if self.copy_x or not reset else torch.from_numpy(X)
-        return _normalize(owned.to(device))
+        own = torch.tensor(X) if self.copy_x or not reset else torch.from_numpy(X)
+        unit = own.to(device)
+        norms = unit.norm(dim=1, keepdim=True)
+        if len(zero := torch.nonzero(norms[:, 0] == 0)[:, 0]):
+            raise ValueError(
+                f"{len(zero)} of {len(unit)} rows are zero after centring and point nowhere "
+                f"(first: {zero[:5].tolist()}): leave them out"
+            )
+        # In place: all PFVs of a block are the most that this module holds.
+        return unit.div_(norms)
 
     def _labels(self, unit: Tensor, root: np.uint64) -> NDArray[np.int64]:
-        # The heap orders clusters as the one-at-a-time method would take them. When the first
-        # one has not been split yet, the next ones in line are split with it in one batch.
-        clusters = [np.arange(len(unit))]
-        seeds = [root]
-        heap = [(-len(unit), 0)]
+        # The heap orders clusters as the one-at-a-time method would take them, by size and label.
+        # When the first one has not been split yet, the next ones in line are split with it.
+        heap = [(-len(unit), 0, np.arange(len(unit)), root)]
         ready: dict[int, NDArray[np.bool_]] = {}
-        while len(clusters) < self.n_clusters:
+        while len(heap) < self.n_clusters:
             if heap[0][1] not in ready:
-                wanted = self.n_clusters - len(clusters)
-                batch = [c for _, c in heapq.nsmallest(wanted, heap) if c not in ready]
-                sides = _bisect(
-                    unit,
-                    [clusters[c] for c in batch],
-                    np.array([seeds[c] for c in batch], np.uint64),
-                    self.max_iter,
-                    self.n_init,
-                    self.tol,
-                )
-                ready.update(zip(batch, sides, strict=True))
-            _, label = heapq.heappop(heap)
-            members, seed, second = clusters[label], seeds[label], ready.pop(label)
-            clusters[label] = members[~second]
-            clusters.append(members[second])
-            seeds[label], child = _mix(np.stack([seed, ~seed]))
-            seeds.append(child)
-            for child_label in (label, len(clusters) - 1):
-                heapq.heappush(heap, (-len(clusters[child_label]), child_label))
+                first = heapq.nsmallest(self.n_clusters - len(heap), heap)
+                waiting = [cluster for cluster in first if cluster[1] not in ready]
+                _, batch, members, seeds = zip(*waiting, strict=True)
+                ready.update(zip(batch, self._bisect(unit, members, np.array(seeds)), strict=True))
+            _, label, rows, seed = heapq.heappop(heap)
+            second = ready.pop(label)
+            halves = (label, rows[~second]), (len(heap) + 1, rows[second])
+            for (child, part), own in zip(halves, _mix(np.stack([seed, ~seed])), strict=True):
+                heapq.heappush(heap, (-len(part), child, part, own))
         labels = np.empty(len(unit), np.int64)
-        for label, members in enumerate(clusters):
-            labels[members] = label
+        for _, label, rows, _ in heap:
+            labels[rows] = label
         return labels
+
+    def _bisect(
+        self, unit: Tensor, clusters: Sequence[NDArray[np.int64]], seeds: NDArray[np.uint64]
+    ) -> list[NDArray[np.bool_]]:
+        """Split each cluster, the largest come first: is a point of it in the second half?
+
+        Clusters of similar size are padded to one shape and share their matrix products.
+        """
+        sides: list[NDArray[np.bool_]] = []
+        while len(sides) < len(clusters):
+            width = len(clusters[len(sides)])
+            chunk = slice(len(sides), len(sides) + max(1, _CHUNK // (width * unit.shape[1])))
+            sizes = np.array([len(members) for members in clusters[chunk]])
+            real = np.arange(width) < sizes[:, None]
+            index = np.zeros(real.shape, np.int64)
+            index[real] = np.concatenate(clusters[chunk])
+            mask = torch.from_numpy(real).to(unit.device)
+            if width == len(unit):
+                points = unit[None]  # the first split, of all points: no copy
+            else:
+                points = unit[torch.from_numpy(index).to(unit.device)]
+                points *= mask[..., None]
+            second = self._two_means(points, mask, seeds[chunk]).cpu().numpy()
+            sides += [row[:size] for row, size in zip(second, sizes, strict=True)]
+        return sides
+
+    def _two_means(self, points: Tensor, mask: Tensor, seeds: NDArray[np.uint64]) -> Tensor:
+        """Spherical 2-means of padded clusters (B, S, C), mask (B, S) → second half (B, S)."""
+        total = points.sum(1)
+        size = mask.sum(1)
+        best = torch.zeros_like(mask)
+        best_score = torch.full_like(total[:, 0], -torch.inf)
+        for attempt in range(self.n_init):
+            second = _start(points, mask, _mix(seeds + np.uint64(attempt)))
+            for _ in range(self.max_iter):
+                sums = (second[:, None].to(points) @ points)[:, 0]
+                difference = F.normalize(sums, dim=1) - F.normalize(total - sums, dim=1)
+                moved = ((points @ difference[..., None])[..., 0] > 0) & mask
+                changed = (moved != second).sum(1)
+                second = moved
+                if (changed <= self.tol * size).all():
+                    break
+            sums = (second[:, None].to(points) @ points)[:, 0]
+            score = sums.norm(dim=1) + (total - sums).norm(dim=1)
+            better = score > best_score
+            best[better], best_score = second[better], torch.maximum(score, best_score)
+        # Points that all have one direction stay together: put the last of the least alike aside.
+        count = best.sum(1)
+        stuck = (count == 0) | (count == size)
+        if stuck.any():
+            cosine = (points[stuck] @ total[stuck][..., None])[..., 0]
+            cosine = cosine.masked_fill(~mask[stuck], torch.inf)
+            best[stuck] = F.one_hot(cosine.argmin(1), mask.shape[1]).bool()
+        return best
 
 
 def nearest_centre(x: Tensor, centres: Tensor) -> Tensor:
-    """Row (N,) of the centres (k, C) with the largest cosine to each of x (N, C) (appendix B)."""
+    """Row (N,) of the centres (k, C) with the largest cosine to each of x (N, C) (appendix B).
+
+    Examples
+    --------
+    >>> centres = torch.tensor([[10.0, 0.0], [0.0, 0.1]])
+    >>> nearest_centre(torch.tensor([[3.0, 4.0], [4.0, 3.0]]), centres).tolist()
+    [1, 0]
+    """
     unit = F.normalize(centres, dim=1)
     return torch.cat([(part @ unit.T).argmax(1) for part in x.split(rows_of(len(centres)))])
-
-
-def _bisect(
-    unit: Tensor, clusters: list[NDArray[np.int64]], seeds: NDArray[np.uint64], max_iter: int,
-    n_init: int, tol: float,
-) -> list[NDArray[np.bool_]]:  # fmt: skip
-    """Split each cluster with spherical 2-means: for each of its points, is it in the second half?
-
-    Clusters of similar size are padded to one shape and share their matrix products.
-    """
-    sizes = np.array([len(members) for members in clusters])
-    order = np.argsort(-sizes, kind="stable")
-    sides: list[NDArray[np.bool_]] = [np.empty(0, bool)] * len(clusters)
-    start = 0
-    while start < len(order):
-        width = int(sizes[order[start]])
-        chunk = order[start : start + max(1, _CHUNK // (width * unit.shape[1]))]
-        start += len(chunk)
-        real = np.arange(width) < sizes[chunk, None]
-        index = np.zeros(real.shape, np.int64)
-        index[real] = np.concatenate([clusters[c] for c in chunk])
-        mask = torch.from_numpy(real).to(unit.device)
-        if width == len(unit):
-            points = unit[None]  # the first split, of all points: no copy
-        else:
-            points = unit[torch.from_numpy(index).to(unit.device)]
-            points *= mask[..., None]
-        second = _two_means(points, mask, seeds[chunk], max_iter, n_init, tol).cpu().numpy()
-        for row, c in enumerate(chunk):
-            sides[c] = second[row, : sizes[c]]
-    return sides
-
-
-def _two_means(
-    points: Tensor, mask: Tensor, seeds: NDArray[np.uint64], max_iter: int, n_init: int, tol: float
-) -> Tensor:
-    """Spherical 2-means of padded clusters: points (B, S, C), mask (B, S) → second half (B, S)."""
-    total = points.sum(1)
-    size = mask.sum(1)
-    best = torch.zeros_like(mask)
-    best_score = torch.full_like(total[:, 0], -torch.inf)
-    for attempt in range(n_init):
-        second = _start(points, mask, _mix(seeds + np.uint64(attempt)))
-        for _ in range(max_iter):
-            sums = (second[:, None].to(points) @ points)[:, 0]
-            difference = F.normalize(sums, dim=1) - F.normalize(total - sums, dim=1)
-            moved = ((points @ difference[..., None])[..., 0] > 0) & mask
-            changed = (moved != second).sum(1)
-            second = moved
-            if (changed <= tol * size).all():
-                break
-        sums = (second[:, None].to(points) @ points)[:, 0]
-        score = sums.norm(dim=1) + (total - sums).norm(dim=1)
-        better = score > best_score
-        best[better], best_score = second[better], torch.maximum(score, best_score)
-    # Points that all have one direction stay together: put the last of the least alike aside.
-    count = best.sum(1)
-    stuck = (count == 0) | (count == size)
-    if stuck.any():
-        cosine = (points[stuck] @ total[stuck][..., None])[..., 0]
-        cosine = cosine.masked_fill(~mask[stuck], torch.inf)
-        best[stuck] = F.one_hot(cosine.argmin(1), mask.shape[1]).bool()
-    return best
 
 
 def _start(points: Tensor, mask: Tensor, seeds: NDArray[np.uint64]) -> Tensor:
@@ -239,7 +233,8 @@ def _start(points: Tensor, mask: Tensor, seeds: NDArray[np.uint64]) -> Tensor:
     They cost as much as iterations of 2-means and led to tighter clusters than those two points.
     """
     size = mask.sum(1)
-    uniform = torch.from_numpy(_uniform(seeds)).to(points.device)
+    draws = np.stack([_mix(seeds), _mix(~seeds)]) >> np.uint64(11)
+    uniform = torch.from_numpy(draws * 2.0**-53).to(points.device)  # two in [0, 1) a cluster
     rows = torch.arange(len(points), device=points.device)
     first = points[rows, (uniform[0] * size).long()]
     cosine = (points @ first[..., None])[..., 0]
@@ -263,23 +258,12 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def _uniform(seeds: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Two numbers in [0, 1) a seed, shape (2, B)."""
-    draws = np.stack([_mix(seeds), _mix(~seeds)])
-    return (draws >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _normalize(x: Tensor) -> Tensor:
-    norms = x.norm(dim=1, keepdim=True)
-    zero = torch.nonzero(norms[:, 0] == 0)[:, 0]
-    if len(zero):
-        raise ValueError(
-            f"{len(zero)} of {len(x)} rows are zero after centring and point nowhere "
-            f"(first: {zero[:5].tolist()}): leave them out"
-        )
-    return x.div_(norms)  # in place: all PFVs of a block are the most that this module holds
-
-
 def rows_of(width: int) -> int:
-    """Rows of so many floats that make a block of 64 MB; not in the paper."""
+    """Rows of so many floats that make a block of 64 MB; not in the paper.
+
+    Examples
+    --------
+    >>> rows_of(1024) * 1024 * 4 == 64 * 2**20
+    True
+    """
     return max(1, 8 * _CHUNK // width)

@@ -77,6 +77,15 @@ def picture_codes(
     ------
     ValueError
         As :func:`encode`.
+
+    Examples
+    --------
+    >>> from torchvision.models import resnet18
+    >>> network = Network(resnet18(num_classes=5), device="cpu")
+    >>> concepts = Concepts(torch.randn(3, 512), torch.zeros(512), torch.arange(3), lam=1.0)
+    >>> codes = picture_codes(network, torch.randn(1, 3, 64, 64), {"layer4.1": concepts})
+    >>> codes["layer4.1"].shape  # 64 pixels are 2 positions of layer 4
+    torch.Size([1, 4, 3])
     """
     maps = network.preactivations(images, concepts)
     return {
@@ -91,23 +100,38 @@ def load_codes(network: Network, images: Tensor, concepts: Concepts) -> Tensor:
     ----------
     images
         Normalised pictures (N, 3, H, W).
+
+    Examples
+    --------
+    >>> import os
+    >>> from tempfile import TemporaryDirectory
+    >>> from unittest.mock import patch
+    >>> from torchvision.models import resnet18
+    >>> network, images = Network(resnet18(num_classes=5), device="cpu"), torch.randn(2, 3, 64, 64)
+    >>> vectors = torch.randn(3, 512)
+    >>> concepts = Concepts(vectors, torch.zeros(512), torch.arange(3), "layer4.1", lam=1.0)
+    >>> with TemporaryDirectory() as here, patch.dict(os.environ, GIG_ARTIFACTS=here):
+    ...     made, read = (load_codes(network, images, concepts) for _ in range(2))
+    ...     len(os.listdir(here))  # a file a picture
+    2
+    >>> made.shape, torch.equal(made, read)
+    (torch.Size([2, 4, 3]), True)
     """
     found = []
     for image in images:
         stored = _sparse_codes(network, image, concepts)
-        codes = stored["values"].new_zeros(stored["shape"].tolist())
-        row, column = stored["place"].long().unbind(dim=1)
-        codes[row, column] = stored["values"]
-        found.append(codes.to(concepts.vectors))
+        place, shape = stored["place"].T, stored["shape"].tolist()
+        codes = torch.sparse_coo_tensor(place, stored["values"], shape, check_invariants=True)
+        found.append(codes.to_dense().to(concepts.vectors))
     return torch.stack(found)
 
 
 @artifacts.cached("codes", network_module, lasso)
 def _sparse_codes(network: Network, image: Tensor, concepts: Concepts) -> dict[str, Tensor]:
     codes = picture_codes(network, image[None], {concepts.block: concepts})[concepts.block][0]
-    place = codes.nonzero()
-    values = codes[place[:, 0], place[:, 1]]
-    return {"place": place.int(), "values": values, "shape": torch.tensor(codes.shape)}
+    sparse = codes.to_sparse()
+    place, values = sparse.indices().T.int(), sparse.values()
+    return {"place": place, "values": values, "shape": torch.tensor(codes.shape)}
 
 
 def relative_l2(x: Tensor, x_hat: Tensor) -> Tensor:

@@ -20,9 +20,6 @@ from .pfv import PFVDataset
 
 Average = Literal["unit", "raw"]
 
-_TUNED_ON = 200
-"""PFVs that λ is chosen on."""
-
 
 @dataclass(frozen=True)
 class Concepts:
@@ -51,6 +48,10 @@ class Concepts:
     >>> concepts = Concepts(torch.eye(2), torch.zeros(2), torch.tensor([0, 0, 1]), "layer4.2")
     >>> len(concepts), concepts.members(0).tolist()
     (2, [0, 1])
+    >>> concepts.nearest(torch.tensor([[3.0, 1.0], [9.0, 1.0], [1.0, 5.0]]), 1).tolist()
+    [[1], [2]]
+    >>> concepts.class_entropy(torch.tensor([7, 8, 7])).tolist()  # two classes: one bit
+    [1.0, 0.0]
     """
 
     vectors: Tensor
@@ -253,7 +254,7 @@ def tune(concepts: Concepts, x: Tensor, nonzeros: float | None = None, seed: int
     """
     if nonzeros is None:
         nonzeros = wanted_nonzeros(concepts.block, len(concepts))
-    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:_TUNED_ON]
+    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:200]
     some = x[chosen.to(x.device)].to(concepts.vectors)
     return replace(
         concepts, lam=lasso.lambda_for(some, concepts.vectors, nonzeros, beta=concepts.beta)
@@ -281,6 +282,21 @@ def load_concepts(
         If the dataset has no PFVs of a block.
     ValueError
         As :func:`extract` and :func:`tune`.
+
+    Examples
+    --------
+    >>> import os
+    >>> from tempfile import TemporaryDirectory
+    >>> from unittest.mock import patch
+    >>> from torchvision.models import resnet18
+    >>> from gig_helpers import load_pictures, sample
+    >>> network = Network(resnet18(num_classes=5), device="cpu")
+    >>> profile = Profile("mine", 16, 1, 0, 0, blocks=("layer4.1",), pfvs_per_concept=4)
+    >>> with TemporaryDirectory() as here, patch.dict(os.environ, GIG_ARTIFACTS=here):
+    ...     dataset = sample(network, load_pictures("sample").subset([0]), profile)
+    ...     concepts = load_concepts(network, dataset, profile)["layer4.1"]
+    >>> concepts.vectors.shape, concepts.labels.shape, concepts.lam > 0
+    (torch.Size([4, 512]), torch.Size([16]), True)
     """
     found = {}
     for block in profile.blocks if blocks is None else blocks:

@@ -51,6 +51,32 @@ class PFVDataset:
         Their ImageNet class, or None.
     skipped
         Pictures that could not be read, with the reason.
+
+    Examples
+    --------
+    Three PFVs of two pictures, written by hand; :func:`sample` writes as many columns a block.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> columns = {"pictures": torch.tensor([0, 1]), "predictions": torch.tensor([13, 7])}
+    >>> columns["layer4.2.picture_ids"] = torch.tensor([0, 0, 1])
+    >>> columns["layer4.2.positions"] = torch.tensor([[0, 0], [5, 6], [3, 3]])
+    >>> columns["layer4.2.contributions"] = torch.tensor([0.5, 0.25, 2.0])
+    >>> columns["layer4.2.vectors"] = torch.eye(3)
+    >>> with TemporaryDirectory() as here:
+    ...     save_file(columns, Path(here) / "shard-000000.safetensors")
+    ...     dataset = PFVDataset(Path(here), "", ("layer4.2",), ("a.png", "b.png"), (13, 8), {})
+    ...     print(dataset.count("layer4.2"), "PFVs", tuple(dataset.vectors("layer4.2").shape))
+    ...     print("the second:", dataset.positions("layer4.2")[1].tolist())
+    ...     print("its share:", dataset.contributions("layer4.2")[1].item())
+    ...     print("its picture:", dataset.pictures[dataset.picture_ids("layer4.2")[1]])
+    ...     print("predicted:", dataset.predictions().tolist())
+    ...     print("held out:", dataset.held_out("layer4.2").tolist())
+    3 PFVs (3, 3)
+    the second: [5, 6]
+    its share: 0.25
+    its picture: a.png
+    predicted: [13, 7]
+    held out: [True, True, False]
     """
 
     folder: Path
@@ -132,6 +158,18 @@ def sample(network: Network, pictures: Pictures, profile: Profile) -> PFVDataset
         If no picture can be read.
     KeyError
         If a block is unknown.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from unittest.mock import patch
+    >>> from torchvision.models import resnet18
+    >>> network = Network(resnet18(num_classes=5), device="cpu")
+    >>> profile = Profile("mine", 3, 1, 0, 0, blocks=("layer4.1",))
+    >>> with TemporaryDirectory() as here, patch.dict(os.environ, GIG_ARTIFACTS=here):
+    ...     dataset = sample(network, load_pictures("sample").subset([0]), profile)
+    ...     dataset.vectors("layer4.1").shape
+    torch.Size([3, 512])
     """
     key, shards = _plan(network, pictures, profile)
     sample_part(network, pictures, profile)
@@ -167,6 +205,21 @@ def sample_part(
         If ``rank`` is not one of 0 … ``world_size`` − 1.
     KeyError
         If a block is unknown.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from unittest.mock import patch
+    >>> from torchvision.models import resnet18
+    >>> network = Network(resnet18(num_classes=5), device="cpu")
+    >>> profile = Profile("mine", 3, 1, 0, 0, blocks=("layer4.1",))
+    >>> with TemporaryDirectory() as here, patch.dict(os.environ, GIG_ARTIFACTS=here):
+    ...     pictures = load_pictures("sample").subset([0])
+    ...     for rank in (1, 0):  # one shard, so that nothing is left for the second process
+    ...         sample_part(network, pictures, profile, rank, world_size=2)
+    ...         print(rank, len(list(Path(here).rglob("shard-*"))))
+    1 0
+    0 1
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} is not one of 0 … {world_size - 1}")
@@ -212,6 +265,12 @@ def draw(contributions: Tensor, count: int, seeds: list[int]) -> Tensor:
     ------
     ValueError
         If a contribution is NaN or infinite.
+
+    Examples
+    --------
+    >>> relevance = torch.tensor([[[0.0, 3.0], [-5.0, 0.0]]])
+    >>> draw(relevance, 1, seeds=[0]).tolist()  # one position alone contributes
+    [[[0, 1]]]
     """
     if not torch.isfinite(contributions).all():
         raise ValueError("contributions hold NaN or infinite values")
@@ -225,8 +284,7 @@ def draw(contributions: Tensor, count: int, seeds: list[int]) -> Tensor:
     arrival = -torch.log1p(-noise) / weight
     arrival = torch.where(weight > 0, arrival, torch.finfo(torch.float64).max * noise)
     chosen = arrival.argsort(dim=1, stable=True)[:, :count]
-    width = contributions.shape[2]
-    return torch.stack([chosen // width, chosen % width], dim=2)
+    return torch.stack(torch.unravel_index(chosen, contributions.shape[1:]), dim=2)
 
 
 class _Readable(Dataset):
@@ -246,7 +304,7 @@ def _write_shard(
     path: Path, network: Network, pictures: Pictures, indices: range, profile: Profile
 ) -> None:
     skipped: dict[str, str] = {}
-    columns: dict[str, list[Tensor]] = {}
+    parts: list[dict[str, Tensor]] = []
     cuda = network.device.type == "cuda"
     options: dict = {"num_workers": _READERS[network.device.type], "pin_memory": cuda}
     batches = DataLoader(
@@ -260,17 +318,12 @@ def _write_shard(
         return [_sample_batch(network, *piece, pictures, profile) for piece in pieces]
 
     for batch in batches:
-        images, kept = [], []
-        for index, image, problem in batch:
-            if problem:
-                skipped[pictures.paths[index]] = problem
-            else:
-                images.append(image)
-                kept.append(index)
-        for part in sampled(torch.stack(images), torch.tensor(kept)) if kept else ():
-            for name, tensor in part.items():
-                columns.setdefault(name, []).append(tensor)
-    tensors = {name: torch.cat(parts) for name, parts in columns.items()}
+        skipped |= {pictures.paths[index]: problem for index, _, problem in batch if problem}
+        if read := [(image, index) for index, image, problem in batch if not problem]:
+            images, ids = zip(*read, strict=True)
+            parts += sampled(torch.stack(images), torch.tensor(ids))
+    names = parts[0] if parts else ()
+    tensors = {name: torch.cat([part[name] for part in parts]) for name in names}
     metadata = {"skipped": json.dumps(skipped, sort_keys=True)}
     artifacts.write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
 
@@ -287,8 +340,7 @@ def _sample_batch(
     for block in profile.blocks:
         seeds = [_seed(profile.seed, block, pictures, i) for i in ids.tolist()]
         positions = draw(relevance[block], profile.per_image, seeds)
-        count = positions.shape[1]
-        n = torch.arange(len(ids)).repeat_interleave(count)
+        n = torch.arange(len(ids)).repeat_interleave(positions.shape[1])
         row, column = positions.flatten(0, 1).unbind(dim=1)
         columns[f"{block}.vectors"] = preactivations[block].cpu()[n, :, row, column]
         columns[f"{block}.positions"] = torch.stack([row, column], dim=1)

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import pkgutil
 import re
 from importlib import import_module
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+import gig_helpers
 from bookbuild import ROOT, chapters
 from bookbuild.execute import requirements
 from bookbuild.setup_cell import TAG, address, carried_address, cell
@@ -142,3 +144,54 @@ def test_the_method_says_where_it_comes_from_and_shapes(name):
         if inspect.isfunction(part):
             plain = re.sub(r"dict\[str, [\w.]*Tensor\]", "", str(inspect.signature(part)))
             assert "Tensor" not in plain or SHAPE.search(docs[member]), f"{member}: no shapes"
+
+
+MODULES = [part.name for part in pkgutil.walk_packages(gig_helpers.__path__, "gig_helpers.")]
+
+WITHOUT_EXAMPLES_YET = set(
+    """
+    curves.Curves.gain curves.Curves.mean curves.class_curves curves.curves_of
+    curves.interlayer_curves data.weights.cache_folder data.weights.socket_timeout
+    data.weights.weights gig.as_maps gig.attribute gig.choice graph.concept_graph
+    importance.Method importance.Question importance.Question.response importance.fitting
+    importance.interlayer_importance network.Network network.Network.between
+    network.Network.block network.Network.bn_shift network.Network.channels
+    network.Network.checked network.Network.double network.Network.index network.Network.logits
+    network.Network.logits_from network.Network.map_size network.Network.preactivations
+    network.Network.propagate network.Network.receptive_field network.Network.span
+    network.Window network.load_network report.studies.Study report.studies.class_study
+    report.studies.evaluated report.studies.interlayer_study report.studies.seen_right
+    srd.contributions srd.ierf
+    """.split()
+)
+"""Public names that lack an example: this set only shrinks."""
+
+
+def _lacks_an_example(module):
+    """Functions and classes whose docstring shows no use of them, and methods that neither their
+    own nor their class's does. Exceptions are exempt: they are raised, not called.
+    """
+    for name, part in _public(module):
+        owner = getattr(module, name.split(".")[0])
+        if inspect.isclass(owner) and issubclass(owner, Exception):
+            continue
+        shown = ">>> " in (inspect.getdoc(part) or "")
+        if "." in name and not shown:
+            lines = re.findall(r"^(?:>>>|\.\.\.) .*$", inspect.getdoc(owner) or "", re.MULTILINE)
+            shown = f".{part.__name__}(" in "\n".join(lines)
+        if not shown:
+            yield f"{module.__name__.removeprefix('gig_helpers.')}.{name}"
+
+
+def test_public_functions_have_an_example():
+    lacking = {name for module in MODULES for name in _lacks_an_example(import_module(module))}
+    assert not lacking - WITHOUT_EXAMPLES_YET, "a function shows how it is used: add a doctest"
+    assert not WITHOUT_EXAMPLES_YET - lacking, "it has one now, or is gone: take it off the set"
+
+
+def test_the_api_page_lists_every_module():
+    """Each with its public members, which automodule finds by itself."""
+    page = (ROOT / "book" / "api.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\.\. automodule:: (\S+)$", page, re.MULTILINE)
+    packages = {"gig_helpers.data", "gig_helpers.report"}  # they hold nothing of their own
+    assert sorted(listed) == sorted({"gig_helpers", *MODULES} - packages)

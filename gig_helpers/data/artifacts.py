@@ -21,14 +21,32 @@ _ROOT = Path(__file__).parent.parent
 
 
 def folder() -> Path:
-    """Folder of all artifacts: ``GIG_ARTIFACTS``, else ``artifacts`` in the working directory."""
+    """Folder of all artifacts: ``GIG_ARTIFACTS``, else ``artifacts`` in the working directory.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from unittest.mock import patch
+    >>> with TemporaryDirectory() as here, patch.dict(os.environ, GIG_ARTIFACTS=f"{here}/mine"):
+    ...     folder().name, folder().is_dir()
+    ('mine', True)
+    """
     path = Path(os.environ.get("GIG_ARTIFACTS", "artifacts")).absolute()
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a temporary path, then rename it: a reader never sees half a file."""
+    """Call ``write`` with a temporary path, then rename it: a reader never sees half a file.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as here:
+    ...     write_atomically(Path(here) / "whole.txt", lambda file: file.write_text("all of it"))
+    ...     os.listdir(here)
+    ['whole.txt']
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid4().hex}-{path.name}")
     try:
@@ -39,7 +57,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically, with sorted keys, so that equal content gives equal bytes."""
+    """Write JSON atomically, with sorted keys, so that equal content gives equal bytes.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as here:
+    ...     write_json(Path(here) / "run.json", {"seed": 0, "blocks": 6})
+    ...     (Path(here) / "run.json").read_text()
+    '{\\n "blocks": 6,\\n "seed": 0\\n}\\n'
+    """
     text = json.dumps(content, indent=1, sort_keys=True) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
@@ -116,9 +143,8 @@ def cached(
             if not path.exists():
                 found = function(*args, **kwargs)
                 # A copy in rows: safetensors takes no views and no tensors that share memory.
-                packed = torch.contiguous_format
                 found = {
-                    part: tensor.detach().cpu().clone(memory_format=packed)
+                    part: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
                     for part, tensor in found.items()
                 }
                 metadata = {"depends": json.dumps(depends, sort_keys=True)}
@@ -157,7 +183,13 @@ def fingerprint(value: Any) -> Any:
 
 
 def digest(*tensors: Tensor) -> str:
-    """Hash of the values, types and shapes of tensors (...,), wherever they lie."""
+    """Hash of the values, types and shapes of tensors (...,), wherever they lie.
+
+    Examples
+    --------
+    >>> digest(torch.zeros(2)) == digest(torch.zeros(2)) != digest(torch.zeros(1, 2))
+    True
+    """
     values = hashlib.sha256()
     for tensor in tensors:
         values.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -172,6 +204,12 @@ def recorded(name: str) -> dict[str, Any]:
     ------
     FileNotFoundError
         If no such file was recorded.
+
+    Examples
+    --------
+    >>> run = recorded("concepts")
+    >>> run["pictures"] > 1000, len(run["rows"]) > 0  # a row a block
+    (True, True)
     """
     # An install carries the folder inside the package, a checkout beside it.
     places = [_ROOT / "results", _ROOT.parent / "book" / "results"]
@@ -184,12 +222,9 @@ def recorded(name: str) -> dict[str, Any]:
 @functools.cache
 def _code_hash(module: ModuleType) -> str:
     tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [part for part in body if not _is_docstring(part)]  # type: ignore[attr-defined]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return hashlib.sha256(ast.dump(_WithoutDocstrings().visit(tree)).encode()).hexdigest()
 
 
-def _is_docstring(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+class _WithoutDocstrings(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) else node

@@ -44,6 +44,14 @@ class Pictures(Dataset):
         ImageNet class (0 to 999) or None.
     boxes
         View: left, upper, right, lower as fractions of the file's width and height.
+
+    Examples
+    --------
+    >>> pictures = load_pictures("sample").subset([0, 1])  # a photograph and a quarter of it
+    >>> pictures
+    sample: 1 photographs (2 views)
+    >>> pictures[0].shape, pictures.image(1).size, pictures.boxes[1]
+    (torch.Size([3, 224, 224]), (224, 224), (0.0, 0.0, 0.5, 0.5))
     """
 
     name: str
@@ -211,5 +219,11 @@ def _class_index() -> dict[str, int]:
 
 @cache
 def class_names() -> tuple[str, ...]:
-    """ImageNet's 1,000 class names in the network's order, as torchvision writes them."""
+    """ImageNet's 1,000 class names in the network's order, as torchvision writes them.
+
+    Examples
+    --------
+    >>> class_names()[13], len(class_names())
+    ('junco', 1000)
+    """
     return tuple(torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["categories"])

@@ -20,6 +20,12 @@ class Profile:
 
     ``expansion`` is the paper's concepts per channel (8, section 4). A picture set too small for
     that many clusters gets ``pfvs // pfvs_per_concept`` of them instead.
+
+    Examples
+    --------
+    >>> mine = Profile("mine", 4, 8, 50, 12, pfvs_per_concept=3)
+    >>> mine.n_concepts(channels=256, pfvs=100_000), mine.n_concepts(channels=256, pfvs=300)
+    (2048, 100)
     """
 
     name: str
@@ -69,6 +75,11 @@ def get(name: str | None = None) -> Profile:
     ------
     ValueError
         If there is no such profile.
+
+    Examples
+    --------
+    >>> get("paper").evaluation_pictures, get("paper").n_concepts(channels=2048, pfvs=50_000)
+    (1000, 16384)
     """
     name = name or os.environ.get("GIG_PROFILE", "quick")
     if name not in PROFILES:

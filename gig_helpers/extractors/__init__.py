@@ -8,7 +8,8 @@ from collections.abc import Callable
 from functools import partial
 
 from ..concepts import Concepts, extract
-from .sae import SparseAutoencoder, sparse_autoencoder
+from .sae import SparseAutoencoder as SparseAutoencoder
+from .sae import sparse_autoencoder
 from .simple import dictionary_learning, kmeans, random_pfvs
 
 EXTRACTORS: dict[str, Callable[..., Concepts]] = {
@@ -20,12 +21,3 @@ EXTRACTORS: dict[str, Callable[..., Concepts]] = {
     "dictionary learning": partial(dictionary_learning, max_iter=3),
 }
 """Extractors, the cheapest first. Three passes are what dictionary learning can have in minutes."""
-
-__all__ = [
-    "EXTRACTORS",
-    "SparseAutoencoder",
-    "dictionary_learning",
-    "kmeans",
-    "random_pfvs",
-    "sparse_autoencoder",
-]

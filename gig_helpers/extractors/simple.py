@@ -27,11 +27,18 @@ def random_pfvs(x: Tensor, beta: Tensor, k: int, seed: int = 0, *, block: str = 
     ------
     ValueError
         If shapes do not fit, x is not finite, or there are more concepts than PFVs.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[2.0, 1.0], [1.0, 4.0]])
+    >>> concepts = random_pfvs(x, torch.tensor([1.0, 1.0]), 2)
+    >>> sorted(concepts.vectors.tolist())  # both, centred
+    [[0.0, 3.0], [1.0, 0.0]]
     """
-    check(x, beta, k)
+    centred = centre(x, beta, k)
     chosen = np.random.default_rng(seed).choice(len(x), k, replace=False)
-    vectors = (x - beta)[torch.from_numpy(chosen).to(x.device)]
-    return Concepts(vectors, beta, nearest_centre(x - beta, vectors), block)
+    vectors = centred[torch.from_numpy(chosen).to(x.device)]
+    return Concepts(vectors, beta, nearest_centre(centred, vectors), block)
 
 
 def kmeans(
@@ -41,9 +48,14 @@ def kmeans(
 
     The parameters and errors are those of :func:`random_pfvs`: x (N, C), beta (C,); ``average`` as
     in :func:`gig_helpers.concepts.concept_vectors`.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0], [0.0, 5.0]])
+    >>> sorted(kmeans(x, torch.zeros(2), 2, average="raw").vectors.tolist())
+    [[0.0, 3.5], [2.0, 0.0]]
     """
-    check(x, beta, k)
-    unit = F.normalize(x - beta, dim=1).cpu().numpy()
+    unit = F.normalize(centre(x, beta, k), dim=1).cpu().numpy()
     found = KMeans(k, n_init=1, random_state=seed).fit(unit).labels_
     # Where vectors repeat, KMeans returns fewer clusters than asked for.
     labels = torch.from_numpy(np.unique(found, return_inverse=True)[1]).to(x.device)
@@ -65,9 +77,15 @@ def dictionary_learning(
         ‖x − β‖.
     max_iter
         Passes over the data, at most. The time grows with k² and more.
+
+    Examples
+    --------
+    >>> x = torch.randn(60, 4)
+    >>> atoms = dictionary_learning(x, torch.zeros(4), 6, max_iter=2).vectors
+    >>> atoms.shape, bool((atoms.norm(dim=1) < 1.001).all())
+    (torch.Size([6, 4]), True)
     """
-    check(x, beta, k)
-    centred = x - beta
+    centred = centre(x, beta, k)
     model = MiniBatchDictionaryLearning(
         k,
         alpha=float(centred.norm(dim=1).mean()) / 10 if alpha is None else alpha,
@@ -80,13 +98,18 @@ def dictionary_learning(
     return Concepts(vectors, beta, nearest_centre(centred, vectors), block)
 
 
-def check(x: Tensor, beta: Tensor, k: int) -> None:
-    """Refuse PFVs (N, C) that no extractor can work on; not in the paper.
+def centre(x: Tensor, beta: Tensor, k: int) -> Tensor:
+    """x − β (N, C), or an error where no extractor could find k concepts; not in the paper.
 
     Raises
     ------
     ValueError
         If shapes do not fit, x is not finite, or there are more concepts than PFVs.
+
+    Examples
+    --------
+    >>> centre(torch.tensor([[3.0, 1.0], [0.0, 2.0]]), torch.tensor([1.0, 2.0]), k=2).tolist()
+    [[2.0, -1.0], [-1.0, 0.0]]
     """
     if x.ndim != 2 or beta.shape != x.shape[1:]:
         raise ValueError(
@@ -96,3 +119,4 @@ def check(x: Tensor, beta: Tensor, k: int) -> None:
         raise ValueError("x holds NaN or infinite values")
     if not 1 <= k <= len(x):
         raise ValueError(f"k must lie between 1 and the {len(x)} PFVs, got {k}")
+    return x - beta

@@ -35,21 +35,40 @@ def ierfs(
     Notes
     -----
     Effective receptive fields by the sharing ratio (eq. 10); each sums to 1.
+
+    Examples
+    --------
+    A dataset of two PFVs of one picture, written by hand.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from safetensors.torch import save_file
+    >>> from torchvision.models import resnet18
+    >>> from gig_helpers import load_pictures
+    >>> network = Network(resnet18(num_classes=5), device="cpu")
+    >>> pictures, block = load_pictures("sample").subset([0]), "layer1.0"
+    >>> columns = {f"{block}.picture_ids": torch.tensor([0, 0])}
+    >>> columns[f"{block}.positions"] = torch.tensor([[10, 10], [28, 40]])
+    >>> with TemporaryDirectory() as here:
+    ...     save_file(columns, f"{here}/shard-000000.safetensors")
+    ...     dataset = PFVDataset(Path(here), "", (block,), pictures.paths, pictures.labels, {})
+    ...     maps = ierfs(network, pictures, dataset, block, torch.tensor([1]))
+    >>> maps.shape, round(float(maps.sum()), 3)
+    (torch.Size([1, 224, 224]), 1.0)
+    >>> bool(maps[0, 4 * 28, 4 * 40] != 0), bool(maps[0, 40, 40] != 0)  # 4 pixels a position
+    (True, False)
     """
     picture_ids = dataset.picture_ids(block)[indices]
     positions = dataset.positions(block)[indices]
-    unique, inverse = picture_ids.unique(return_inverse=True)
-    found: Tensor | None = None
-    for n, picture in enumerate(unique.tolist()):
-        rows = (inverse == n).nonzero().flatten()
-        images = pictures[picture][None].to(network.device)
-        maps = srd.ierf(network, images, block, positions[rows][None])[0].cpu()
-        if found is None:
-            found = maps.new_zeros(len(indices), *maps.shape[1:])
-        found[rows] = maps
-    if found is None:
+    if not len(indices):
         raise ValueError("no PFV was asked for: indices is empty")
-    return found
+    maps = []
+    for picture in picture_ids.unique().tolist():
+        image = pictures[picture][None].to(network.device)
+        here = positions[picture_ids == picture]
+        maps.append(srd.ierf(network, image, block, here[None])[0].cpu())
+    # They come picture by picture: back to the order that was asked for.
+    return torch.cat(maps)[picture_ids.argsort(stable=True).argsort()]
 
 
 @dataclass(frozen=True)
@@ -66,6 +85,14 @@ class Example:
         Left, top and side, in pixels of the crop, of the square that holds most of the iERF.
     picture, label
         Path of the picture, and its ImageNet class or None.
+
+    Examples
+    --------
+    >>> crop, ierf = np.zeros((40, 40, 3), np.uint8), np.ones((40, 40))
+    >>> example = Example(crop, ierf, (10, 10, 20), "a.png", label=None)
+    >>> left, top, side = example.square
+    >>> example.crop[top : top + side, left : left + side].shape
+    (20, 20, 3)
     """
 
     crop: np.ndarray
@@ -86,6 +113,27 @@ def examples(
     ----------
     indices
         Rows (m,) of ``dataset.vectors(block)``.
+
+    Examples
+    --------
+    A dataset of two PFVs of one picture, written by hand.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from safetensors.torch import save_file
+    >>> from torchvision.models import resnet18
+    >>> from gig_helpers import load_pictures
+    >>> network = Network(resnet18(num_classes=5), device="cpu")
+    >>> pictures, block = load_pictures("sample").subset([0]), "layer1.0"
+    >>> columns = {f"{block}.picture_ids": torch.tensor([0, 0])}
+    >>> columns[f"{block}.positions"] = torch.tensor([[10, 10], [28, 40]])
+    >>> with TemporaryDirectory() as here:
+    ...     save_file(columns, f"{here}/shard-000000.safetensors")
+    ...     dataset = PFVDataset(Path(here), "", (block,), pictures.paths, pictures.labels, {})
+    ...     (shot,) = examples(network, pictures, dataset, block, torch.tensor([1]))
+    >>> left, top, side = shot.square
+    >>> shot.crop.shape == (2 * side, 2 * side, 3), shot.picture, shot.label
+    (True, 'foolbox/imagenet_00_243.jpg', 243)
     """
     found = []
     maps = ierfs(network, pictures, dataset, block, indices)
@@ -117,6 +165,13 @@ def square(ierf: Tensor, share: float = SQUARE_SHARE) -> tuple[int, int, int]:
     -------
     top, left, side
         In pixels; the square is shifted, never cut, to stay inside the picture.
+
+    Examples
+    --------
+    >>> ierf = torch.zeros(100, 100)
+    >>> ierf[40:60, 70:90] = 1 / 400
+    >>> square(ierf, share=1.0)
+    (40, 70, 20)
     """
     mass = ierf.clamp(min=0).double()
     total = mass.sum()
@@ -146,6 +201,28 @@ def nearest_examples(
         Numbers of the concepts.
     count
         Examples a concept.
+
+    Examples
+    --------
+    A dataset of two PFVs of one picture, written by hand, each its own concept.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from safetensors.torch import save_file
+    >>> from torchvision.models import resnet18
+    >>> from gig_helpers import load_pictures
+    >>> network = Network(resnet18(num_classes=5), device="cpu")
+    >>> pictures, block = load_pictures("sample").subset([0]), "layer1.0"
+    >>> columns = {f"{block}.picture_ids": torch.tensor([0, 0])}
+    >>> columns[f"{block}.positions"] = torch.tensor([[10, 10], [28, 40]])
+    >>> columns[f"{block}.vectors"] = torch.eye(2)
+    >>> concepts = Concepts(torch.eye(2), torch.zeros(2), torch.arange(2), block)
+    >>> with TemporaryDirectory() as here:
+    ...     save_file(columns, f"{here}/shard-000000.safetensors")
+    ...     dataset = PFVDataset(Path(here), "", (block,), pictures.paths, pictures.labels, {})
+    ...     shots = nearest_examples(network, pictures, dataset, concepts, [1], count=2)
+    >>> len(shots), [shot.label for shot in shots[0]]
+    (1, [243, 243])
     """
     rows = concepts.nearest(dataset.vectors(concepts.block), count)[list(chosen)]
     found = examples(network, pictures, dataset, concepts.block, rows.flatten())
@@ -180,6 +257,16 @@ def localize(
     ------
     ValueError
         If ``attributions`` has not one value a position.
+
+    Examples
+    --------
+    >>> from torchvision.models import resnet18
+    >>> network = Network(resnet18(num_classes=5), device="cpu")
+    >>> attributions = torch.zeros(64)  # 32 pixels are 8 × 8 positions of layer 1
+    >>> attributions[[9, 60]] = torch.tensor([3.0, -1.0])
+    >>> location = localize(network, torch.randn(1, 3, 32, 32), "layer1.0", attributions, count=2)
+    >>> location.shape, round(float(location.sum()), 3)
+    (torch.Size([32, 32]), 2.0)
     """
     x = network.preactivations(image, [block])[block]
     if attributions.shape != (x.shape[2] * x.shape[3],):

@@ -1,7 +1,7 @@
 """Figures with matplotlib, for the page and the printer. No computation here."""
 
-import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,6 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image, ImageDraw
+from scipy import stats
 from torch import Tensor
 
 from ..curves import Curves
@@ -24,7 +25,15 @@ GLOW = LinearSegmentedColormap.from_list("glow", ["black", "#a00000", "#ff5030",
 
 
 def style() -> None:
-    """Set the book's figure style: white ground, Okabe–Ito colours, no box around the axes."""
+    """Set the book's figure style: white ground, Okabe–Ito colours, no box around the axes.
+
+    Examples
+    --------
+    >>> with plt.rc_context():
+    ...     style()
+    ...     plt.rcParams["axes.spines.top"], plt.rcParams["axes.prop_cycle"].by_key()["color"][0]
+    (False, '#0072B2')
+    """
     plt.rc("axes", prop_cycle=plt.cycler(color=COLOURS), titlesize="medium")
     plt.rc("axes.spines", right=False, top=False)
     plt.rc("figure", dpi=110, facecolor="white")
@@ -34,30 +43,53 @@ def style() -> None:
     plt.rc("savefig", bbox="tight")
 
 
-def picture(axes: Axes, image: np.ndarray | Image.Image, title: str = "") -> None:
-    """A picture without axes."""
-    axes.imshow(np.asarray(image))
+def picture(axes: Axes, image: np.ndarray | Image.Image, title: str = "", **options: Any) -> None:
+    """A picture without axes; the options are those of matplotlib's ``imshow``.
+
+    Examples
+    --------
+    >>> figure, axes = plt.subplots()
+    >>> picture(axes, np.zeros((8, 12, 3), np.uint8), "all black")
+    >>> axes.images[0].get_size(), axes.get_title(), axes.axison
+    ((8, 12), 'all black', False)
+    >>> plt.close(figure)
+    """
+    axes.imshow(np.asarray(image), **options)
     axes.set_title(title)
     axes.set_axis_off()
 
 
 def heat(axes: Axes, values: Tensor | np.ndarray, title: str = "", signed: bool = False) -> None:
-    """A map (H, W) without axes: black to red, or blue to red around zero if ``signed``."""
+    """A map (H, W) without axes: black to red, or blue to red around zero if ``signed``.
+
+    Examples
+    --------
+    >>> figure, (left, right) = plt.subplots(1, 2)
+    >>> values = np.array([[2.0, -2.0]])
+    >>> heat(left, values), heat(right, values, signed=True)
+    (None, None)
+    >>> left.images[0].get_clim(), right.images[0].get_clim()
+    ((0.0, 2.0), (-2.0, 2.0))
+    >>> plt.close(figure)
+    """
     array = np.asarray(values)
     # A few pixels carry most of an iERF; the 99.5th percentile keeps the rest visible.
     limit = float(np.percentile(np.abs(array), 99.5)) or 1.0
-    if signed:
-        axes.imshow(array, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    else:
-        axes.imshow(array, cmap=GLOW, vmin=0, vmax=limit)
-    axes.set_title(title)
-    axes.set_axis_off()
+    low, colours = (-limit, "RdBu_r") if signed else (0.0, GLOW)
+    picture(axes, array, title, cmap=colours, vmin=low, vmax=limit)
 
 
 def portrait(example: Example, size: int = 128) -> Image.Image:
     """A crop with its red square, the iERF tile at its upper right: (size, 1.5 · size) pixels.
 
     It is a node of Figure 1. The iERF is in viridis, clipped at its 99.5th percentile.
+
+    Examples
+    --------
+    >>> shot = Example(np.zeros((40, 40, 3), np.uint8), np.ones((40, 40)), (5, 5, 20), "a.png", 13)
+    >>> node = portrait(shot, size=80)
+    >>> node.size, node.getpixel((10, 10)), node.getpixel((20, 20))  # the square's corner; inside
+    ((120, 80), (255, 0, 0, 255), (0, 0, 0, 255))
     """
     limit = max(float(np.percentile(example.ierf, 99.5)), 1e-12)
     tile = plt.get_cmap("viridis")(np.clip(example.ierf / limit, 0, 1), bytes=True)[..., :3]
@@ -71,13 +103,32 @@ def portrait(example: Example, size: int = 128) -> Image.Image:
 
 
 def thumbnail(axes: Axes, example: Example, title: str = "") -> None:
-    """A :func:`portrait` without axes."""
+    """A :func:`portrait` without axes.
+
+    Examples
+    --------
+    >>> shot = Example(np.zeros((40, 40, 3), np.uint8), np.ones((40, 40)), (5, 5, 20), "a.png", 13)
+    >>> figure, axes = plt.subplots()
+    >>> thumbnail(axes, shot, "a concept")
+    >>> axes.images[0].get_size(), axes.get_title()
+    ((128, 192), 'a concept')
+    >>> plt.close(figure)
+    """
     picture(axes, portrait(example))
     axes.set_title(title, fontsize="small")
 
 
 def cards(rows: Sequence[tuple[str, Sequence[Example]]], columns: int = 5) -> Figure:
-    """Concept cards: a title and its nearest examples a row."""
+    """Concept cards: a title and its nearest examples a row.
+
+    Examples
+    --------
+    >>> shot = Example(np.zeros((40, 40, 3), np.uint8), np.ones((40, 40)), (5, 5, 20), "a.png", 13)
+    >>> figure = cards([("concept 7", [shot, shot]), ("concept 9", [shot])], columns=2)
+    >>> [(axes.get_title(loc="left"), len(axes.images)) for axes in figure.axes]
+    [('concept 7', 1), ('', 1), ('concept 9', 1), ('', 0)]
+    >>> plt.close(figure)
+    """
     figure, grid = plt.subplots(
         len(rows), columns, figsize=(1.7 * columns, 1.45 * len(rows)), squeeze=False
     )
@@ -97,10 +148,19 @@ def cards(rows: Sequence[tuple[str, Sequence[Example]]], columns: int = 5) -> Fi
 def curves(
     axes: Axes, x: Tensor | np.ndarray, values: Tensor | np.ndarray, label: str, colour: str
 ) -> None:
-    """Mean (S,) of curves (N, S) over pictures, with a band of ± 1.96 standard errors."""
+    """Mean (S,) of curves (N, S) over pictures, with a band of ± 1.96 standard errors.
+
+    Examples
+    --------
+    >>> figure, axes = plt.subplots()
+    >>> curves(axes, np.array([0.0, 1.0]), np.array([[1.0, 0.0], [3.0, 0.0]]), "GIG", COLOURS[0])
+    >>> axes.lines[0].get_ydata().tolist()
+    [2.0, 0.0]
+    >>> plt.close(figure)
+    """
     array = np.asarray(values)
     mean = array.mean(axis=0)
-    error = 1.96 * array.std(axis=0, ddof=1) / math.sqrt(len(array)) if len(array) > 1 else 0 * mean
+    error = 1.96 * stats.sem(array) if len(array) > 1 else 0 * mean
     axes.plot(np.asarray(x), mean, label=label, color=colour)
     axes.fill_between(np.asarray(x), mean - error, mean + error, color=colour, alpha=0.2, lw=0)
 
@@ -114,6 +174,16 @@ def curve_grid(
     ----------
     panels
         Curves (N, S) by label, by title; a label has one colour everywhere.
+
+    Examples
+    --------
+    >>> import torch
+    >>> line = torch.tensor([0.0, 0.5, 1.0])
+    >>> found = Curves(line, deletion=1 - line[None], insertion=line[None])
+    >>> figure = curve_grid({"layer3.0": {"GIG": found}, "layer4.2": {"GIG": found}}, "logit")
+    >>> [axes.get_title() or axes.get_xlabel() for axes in figure.axes]
+    ['layer3.0', 'layer4.2', 'share of concepts', 'share of concepts']
+    >>> plt.close(figure)
     """
     labels = list(dict.fromkeys(label for column in panels.values() for label in column))
     figure, grid = plt.subplots(
@@ -137,18 +207,26 @@ def curve_grid(
 def intervals(
     axes: Axes, groups: Mapping[str, Mapping[str, Interval]], ylabel: str, zero: bool = False
 ) -> None:
-    """Means with their confidence intervals: a place on the x axis a group, a colour a label."""
+    """Means with their confidence intervals: a place on the x axis a group, a colour a label.
+
+    Examples
+    --------
+    >>> figure, axes = plt.subplots()
+    >>> groups = {"layer3.0": {"GIG": Interval(1.0, 0.5, 2.0)}, "layer4.2": {}}
+    >>> intervals(axes, groups, "gain", zero=True)
+    >>> [label.get_text() for label in axes.get_xticklabels()]
+    ['layer3.0', 'layer4.2']
+    >>> axes.containers[0][2][0].get_segments()[0][:, 1].tolist()  # from low to high
+    [0.5, 2.0]
+    >>> plt.close(figure)
+    """
     labels = list(dict.fromkeys(label for found in groups.values() for label in found))
     for n, label in enumerate(labels):
-        places = [x for x, found in enumerate(groups.values()) if label in found]
-        values = [found[label] for found in groups.values() if label in found]
-        mean = np.array([v.mean for v in values])
-        reach = np.array([[v.mean - v.low for v in values], [v.high - v.mean for v in values]])
-        shift = 0.7 * ((n + 0.5) / len(labels) - 0.5)
-        axes.errorbar(
-            np.array(places) + shift, mean, reach.clip(min=0), fmt="o", color=COLOURS[n],
-            label=label, capsize=2, ms=4,
-        )  # fmt: skip
+        found = {x: group[label] for x, group in enumerate(groups.values()) if label in group}
+        low, mean, high = np.array([(v.low, v.mean, v.high) for v in found.values()]).T
+        reach = np.array([mean - low, high - mean]).clip(min=0)
+        x = np.array([*found]) + 0.7 * ((n + 0.5) / len(labels) - 0.5)
+        axes.errorbar(x, mean, reach, fmt="o", color=COLOURS[n], label=label, capsize=2, ms=4)
     if zero:
         axes.axhline(0, color="0.6", lw=0.8, zorder=0)
     axes.set_xticks(range(len(groups)), list(groups))

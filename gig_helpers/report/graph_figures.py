@@ -3,8 +3,9 @@
 import base64
 import html
 import io
+import itertools
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import matplotlib.pyplot as plt
 import networkx as nx
 import numpy as np
 import plotly.graph_objects as go
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Normalize, to_hex
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -29,6 +31,8 @@ EDGES = plt.get_cmap("plasma_r")
 
 _OPPOSES = "#009E73"
 
+_Edge = tuple[str, str, float]
+
 _WEAKEST = 0.02
 """Edges of an interactive graph below this weight are not sent to the page."""
 
@@ -39,8 +43,11 @@ _TALL = 0.62
 """Height of a node in an interactive graph; rows are 1 apart."""
 
 
-def _layout(graph: nx.DiGraph) -> dict[str, tuple[float, float]]:
-    """Classes on top, blocks downwards; left, shared and right groups side by side."""
+def _layout(graph: nx.DiGraph) -> tuple[dict[str, tuple[float, float]], tuple[float, ...]]:
+    """Places, and the shared concepts' leftmost and rightmost one, if there are any.
+
+    Classes on top, blocks downwards; left, shared and right groups side by side.
+    """
     classes, blocks = graph.graph["classes"], graph.graph["blocks"]
     groups = [str(label) for label in classes]
     groups[1:1] = ["shared"] * (len(classes) - 1)
@@ -58,15 +65,8 @@ def _layout(graph: nx.DiGraph) -> dict[str, tuple[float, float]]:
         if group != "shared":
             places[f"class/{group}"] = (start + (width - 1) / 2, float(len(blocks)))
         start += width + (0.35 if len(groups) > 1 else 0.0)
-    return places
-
-
-def _shared_frame(
-    graph: nx.DiGraph, places: Mapping[str, tuple[float, float]]
-) -> tuple[float, float] | None:
-    """Leftmost and rightmost place of the shared concepts, if there are any."""
     common = [places[n][0] for n, d in graph.nodes(data=True) if d.get("group") == "shared"]
-    return (min(common), max(common)) if common else None
+    return places, (min(common), max(common)) if common else ()
 
 
 def still_graph(
@@ -87,63 +87,60 @@ def still_graph(
     Notes
     -----
     Edges: the thicker and darker, the stronger; dashed green ones oppose (negative GIG).
+
+    Examples
+    --------
+    One concept of one class, as :func:`gig_helpers.graph.concept_graph` would give it.
+
+    >>> graph = nx.DiGraph(blocks=["layer4.2"], classes=[13])
+    >>> about = {"kind": "concept", "block": "layer4.2", "concept": 5, "group": "13"}
+    >>> graph.add_node("layer4.2/5", **about, relevance=[2.0], name="beak")
+    >>> graph.add_node("class/13", kind="class", block="class", name="junco")
+    >>> graph.add_edge("layer4.2/5", "class/13", raw=2.0, weight=1.0)
+    >>> shot = Example(np.zeros((40, 40, 3), np.uint8), np.ones((40, 40)), (5, 5, 20), "a.png", 13)
+    >>> junco = np.zeros((40, 40, 3), np.uint8)
+    >>> figure = still_graph(graph, {"layer4.2/5": shot}, {13: junco})
+    >>> len(figure.axes[0].images), [text.get_text() for text in figure.axes[0].texts]
+    (2, ['beak', 'junco', 'layer4.2'])
+    >>> plt.close(figure)
     """
-    places = _layout(graph)
+    places, frame = _layout(graph)
     blocks = graph.graph["blocks"]
     columns = max(x for x, _ in places.values()) + 1
     figure, axes = plt.subplots(figsize=(max(5.0, 0.95 * columns), 1.25 * (len(blocks) + 1)))
-    size, tall = 0.6, 1.35
+    tall = 1.35
     centre = {node: (x + 0.4, tall * y + 0.3) for node, (x, y) in places.items()}
-
-    edges = sorted(graph.edges(data=True), key=lambda edge: edge[2]["weight"])
-    for oppose in (False, True):
-        drawn = [
-            (centre[a], centre[b], d["weight"])
-            for a, b, d in edges
-            if d["weight"] >= threshold and (d["raw"] < 0) == oppose
-        ]
+    for oppose, drawn in enumerate(_edges(graph, threshold)):
         weights = np.array([weight for *_, weight in drawn])
         lines = LineCollection(
-            [ends for *ends, _ in drawn], linewidths=0.3 + (1.2 if oppose else 2.8) * weights,
-            colors=_OPPOSES if oppose else EDGES(weights), alpha=0.6 if oppose else 0.9, zorder=2,
+            [(centre[a], centre[b]) for a, b, _ in drawn], zorder=2,
+            linewidths=0.3 + (1.2 if oppose else 2.8) * weights, alpha=0.6 if oppose else 0.9,
+            colors=_OPPOSES if oppose else EDGES(weights),
             linestyles="dashed" if oppose else "solid",
         )  # fmt: skip
         axes.add_collection(lines)
-    for node, (x, y) in places.items():
-        corner = (x + 0.4 - 0.75 * size, tall * y + 0.3 - size / 2)
-        if node in thumbnails:
-            box = (corner[0], corner[0] + 1.5 * size, corner[1], corner[1] + size)
-            axes.imshow(portrait(thumbnails[node]), extent=box, zorder=5)
-            name = graph.nodes[node]["name"]
-            below = (corner[0], corner[1] - 0.04)
+    for node, (x, y) in centre.items():
+        concept, name = node in thumbnails, graph.nodes[node]["name"]
+        image = portrait(thumbnails[node]) if concept else pictures[int(node.split("/")[1])]
+        right, top = (0.45, 0.3) if concept else (0.4, 0.4)
+        box = (x - right, x + right, y - top, y + top)
+        axes.imshow(np.asarray(image), extent=box, zorder=5)
+        if concept:  # its name is a reader's, not a formula
+            below = x - right, y - top - 0.04
             axes.text(*below, name, va="top", fontsize="xx-small", parse_math=False, zorder=6)
         else:
-            index = int(node.split("/")[1])
-            box = (x + 0.4 - 0.4, x + 0.4 + 0.4, tall * y - 0.1, tall * y + 0.7)
-            axes.imshow(np.asarray(pictures[index]), extent=box, zorder=5)
-            axes.text(x + 0.4, tall * y + 0.78, graph.nodes[node]["name"], ha="center", va="bottom")
+            axes.text(x, y + top + 0.08, name, ha="center", va="bottom")
     for row, block in enumerate(blocks):
         axes.text(-0.3, tall * row + 0.3, block, ha="right", va="center", fontsize="small")
-    if frame := _shared_frame(graph, places):
-        left, right = frame[0] - 0.12, frame[1] + 0.95
-        axes.add_patch(
-            Rectangle(
-                (left, -0.25), right - left, tall * len(blocks) - 0.35, fill=False, lw=2, ec="0.25"
-            )
-        )
-        axes.text((left + right) / 2, tall * len(blocks) - 0.52, "shared concepts", ha="center")
-    axes.set_xlim(-1.0, columns + 0.1)
-    axes.set_ylim(-0.35, tall * len(blocks) + 1.1)
-    axes.set_aspect("equal")
+    roof = tall * len(blocks)
+    if frame:
+        left, width = frame[0] - 0.12, frame[1] - frame[0] + 1.07
+        axes.add_patch(Rectangle((left, -0.25), width, roof - 0.35, fill=False, lw=2, ec="0.25"))
+        axes.text(left + width / 2, roof - 0.52, "shared concepts", ha="center")
+    axes.set(xlim=(-1.0, columns + 0.1), ylim=(-0.35, roof + 1.1), aspect="equal")
     axes.set_axis_off()
-    bar = figure.colorbar(
-        plt.cm.ScalarMappable(Normalize(0, 1), EDGES),
-        ax=axes,
-        orientation="horizontal",
-        fraction=0.025,
-        pad=0.01,
-        aspect=40,
-    )
+    scale = ScalarMappable(cmap=EDGES)
+    bar = figure.colorbar(scale, ax=axes, location="bottom", fraction=0.025, pad=0.01, aspect=40)
     bar.set_label("GIG between neighbouring blocks, |value| / largest |value| (dashed: opposes)")
     return figure
 
@@ -168,8 +165,27 @@ def interactive_graph(
     -----
     On the book's pages and in :func:`save_html`'s file ``explore_graph.js`` adds the cards, a
     click that follows one concept, and sliders for the threshold and the number of concepts.
+
+    Examples
+    --------
+    One concept of one class, as :func:`gig_helpers.graph.concept_graph` would give it.
+
+    >>> graph = nx.DiGraph(blocks=["layer4.2"], classes=[13])
+    >>> about = {"kind": "concept", "block": "layer4.2", "concept": 5, "group": "13"}
+    >>> graph.add_node("layer4.2/5", **about, relevance=[2.0], name="beak")
+    >>> graph.add_node("class/13", kind="class", block="class", name="junco")
+    >>> graph.add_edge("layer4.2/5", "class/13", raw=2.0, weight=1.0)
+    >>> shot = Example(np.zeros((40, 40, 3), np.uint8), np.ones((40, 40)), (5, 5, 20), "a.png", 13)
+    >>> junco = np.zeros((40, 40, 3), np.uint8)
+    >>> figure = interactive_graph(graph, {"layer4.2/5": [shot]}, {13: junco})
+    >>> for line in figure.data[-1].text[0].split("<br>"):
+    ...     print(line)
+    layer4.2, concept 5 “beak”
+    relevance for junco: 2
+    to class/13 (+2)
+    nearest PFVs from a.png
     """
-    places = _layout(graph)
+    places, frame = _layout(graph)
     nodes, blocks = list(places), graph.graph["blocks"]
     columns = max(x for x, _ in places.values()) + 1
     figure = go.Figure()
@@ -189,11 +205,11 @@ def interactive_graph(
         text=["<br>".join(map(html.escape, lines)) for lines in about],
     )  # fmt: skip
     cards = []
-    ranks: Counter[tuple[str, str]] = Counter()
+    ranks: dict[tuple[str, str], Iterator[int]] = defaultdict(itertools.count)
     for node, lines in zip(nodes, about, strict=True):
         data = graph.nodes[node]
         row = (data["block"], data.get("group", node))
-        strip = [portrait(example, 64) for example in examples.get(node, ())]
+        strip = [np.asarray(portrait(example, 64)) for example in examples.get(node, ())]
         image = strip[0] if strip else pictures[int(node.split("/")[1])]
         place = dict(zip("xy", places[node], strict=True))
         width = 0.9 if strip else 0.8
@@ -201,14 +217,17 @@ def interactive_graph(
             source=_data_url(image), xref="x", yref="y", sizex=width, sizey=_TALL,
             xanchor="center", yanchor="middle", layer="above", **place,
         )  # fmt: skip
-        card = {"width": width, "height": _TALL, "rank": ranks[row], "title": lines[0]}
-        card |= {"lines": lines[1:], "card": _data_url(_side_by_side(strip), 640) if strip else ""}
+        # White between the pictures of a card, none after the last.
+        apart = [np.pad(image, ((0, 0), (0, 6), (0, 0)), constant_values=255) for image in strip]
+        card = {"width": width, "height": _TALL, "rank": next(ranks[row]), "title": lines[0]}
+        card |= {"lines": lines[1:], "card": ""}
+        if strip:
+            card["card"] = _data_url(np.hstack(apart)[:, :-6], 640)
         cards.append(place | card)
-        ranks[row] += 1
         if not strip:
             above = {"x": place["x"], "y": place["y"] + 0.45, "font_color": "black"}
             figure.add_annotation(text=html.escape(lines[0]), showarrow=False, **above)
-    if frame := _shared_frame(graph, places):
+    if frame:
         label = {"text": "shared concepts", "textposition": "top center", "padding": 2}
         figure.add_shape(
             x0=frame[0] - 0.55, x1=frame[1] + 0.55, y0=-0.45, y1=len(blocks) - 0.35, layer="below",
@@ -232,25 +251,24 @@ def interactive_graph(
     return figure
 
 
-def _bundles(graph: nx.DiGraph) -> Iterator[tuple[dict[str, Any], list[tuple[str, str, float]]]]:
+def _edges(graph: nx.DiGraph, threshold: float) -> tuple[list[_Edge], list[_Edge]]:
+    """Edges of at least this weight, the weakest first: those that support, those that oppose."""
+    found: tuple[list[_Edge], list[_Edge]] = ([], [])
+    for a, b, data in sorted(graph.edges(data=True), key=lambda edge: edge[2]["weight"]):
+        if data["weight"] >= threshold:
+            found[data["raw"] < 0].append((a, b, data["weight"]))
+    return found
+
+
+def _bundles(graph: nx.DiGraph) -> Iterator[tuple[dict[str, Any], list[_Edge]]]:
     """Edges of like weight and sign, which plotly draws as one line, and that line's style."""
-    edges = list(graph.edges(data=True))
+    signs = _edges(graph, _WEAKEST)
     for level in range(_LEVELS):
-        low, high = max(level / _LEVELS, _WEAKEST), (level + 1) / _LEVELS
-        for oppose in (False, True):
-            within = [
-                (a, b, d["weight"])
-                for a, b, d in edges
-                if low < d["weight"] <= high and (d["raw"] < 0) == oppose
-            ]
-            colour = _OPPOSES if oppose else to_hex(EDGES(high))
-            style = {
-                "width": 0.5 + 4 * high,
-                "color": colour,
-                "dash": "dash" if oppose else "solid",
-            }
-            if within:
-                yield style, within
+        low, high = level / _LEVELS, (level + 1) / _LEVELS
+        for oppose, edges in enumerate(signs):
+            colour, dash = (_OPPOSES, "dash") if oppose else (to_hex(EDGES(high)), "solid")
+            if within := [edge for edge in edges if low < edge[2] <= high]:
+                yield {"width": 0.5 + 4 * high, "color": colour, "dash": dash}, within
 
 
 def save_html(figure: go.Figure, path: Path) -> None:
@@ -258,6 +276,18 @@ def save_html(figure: go.Figure, path: Path) -> None:
 
     The file holds plotly, the pictures and what makes the graph explorable, and opens in any
     browser without internet. It is written atomically.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> graph = nx.DiGraph(blocks=["layer4.2"], classes=[13])
+    >>> graph.add_node("class/13", kind="class", block="class", name="junco")
+    >>> figure = interactive_graph(graph, {}, {13: np.zeros((40, 40, 3), np.uint8)})
+    >>> with TemporaryDirectory() as here:
+    ...     save_html(figure, Path(here) / "graph.html")
+    ...     text = (Path(here) / "graph.html").read_text(encoding="utf-8")
+    >>> "exploreGraph" in text, "junco" in text
+    (True, True)
     """
     script = Path(__file__).with_name("explore_graph.js").read_text(encoding="utf-8")
     script += "\nexploreGraph(document.getElementById('{plot_id}'));"
@@ -276,44 +306,52 @@ def _about(graph: nx.DiGraph, node: str, examples: Mapping[str, Sequence[Example
             lines[0] += f" “{data['name']}”"
         for label, value in zip(graph.graph["classes"], data["relevance"], strict=True):
             lines.append(f"relevance for {class_names()[label]}: {value:.3g}")
-    for word, edges in (
-        ("from", graph.in_edges(node, data=True)),
-        ("to", graph.out_edges(node, data=True)),
-    ):
-        strongest = sorted(edges, key=lambda edge: -abs(edge[2]["raw"]))[:3]
-        ends = [f"{a if word == 'from' else b} ({d['raw']:+.3g})" for a, b, d in strongest]
-        if ends:
-            lines.append(f"{word} {', '.join(ends)}")
-    if examples.get(node):
-        lines.append(
-            f"nearest PFVs from {', '.join(dict.fromkeys(e.picture for e in examples[node]))}"
-        )
+    for word, edges in (("from", graph.pred[node]), ("to", graph.succ[node])):
+        values = {other: edge["raw"] for other, edge in edges.items()}
+        strongest = sorted(values, key=lambda other: -abs(values[other]))[:3]
+        if strongest:
+            lines.append(f"{word} {', '.join(f'{n} ({values[n]:+.3g})' for n in strongest)}")
+    if shown := dict.fromkeys(example.picture for example in examples.get(node, ())):
+        lines.append(f"nearest PFVs from {', '.join(shown)}")
     return lines
 
 
-def _side_by_side(strip: Sequence[Image.Image]) -> Image.Image:
-    width, height = strip[0].size
-    canvas = Image.new("RGB", (len(strip) * (width + 6) - 6, height), "white")
-    for i, image in enumerate(strip):
-        canvas.paste(image, (i * (width + 6), 0))
-    return canvas
-
-
 def _data_url(image: np.ndarray | Image.Image, size: int = 96) -> str:
-    shown = image.copy() if isinstance(image, Image.Image) else Image.fromarray(image)
+    # In RGB first: what is transparent would be mixed in as black.
+    shown = Image.fromarray(np.asarray(image)).convert("RGB")
     shown.thumbnail((size, size))
     buffer = io.BytesIO()
-    shown.convert("RGB").save(buffer, "JPEG", quality=80)
+    shown.save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def save_json(graph: nx.DiGraph, path: Path) -> None:
-    """Write a graph (Figure 1) as networkx' node-link JSON, atomically."""
+    """Write a graph (Figure 1) as networkx' node-link JSON, atomically.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> graph = nx.DiGraph([("layer4.2/5", "class/13", {"raw": 2.0})])
+    >>> with TemporaryDirectory() as here:
+    ...     save_json(graph, Path(here) / "graph.json")
+    ...     json.loads((Path(here) / "graph.json").read_text())["edges"]
+    [{'raw': 2.0, 'source': 'layer4.2/5', 'target': 'class/13'}]
+    """
     artifacts.write_json(path, nx.node_link_data(graph, edges="edges"))
 
 
 def load_json(path: Path) -> nx.DiGraph:
-    """Read the graph (Figure 1) that :func:`save_json` wrote."""
+    """Read the graph (Figure 1) that :func:`save_json` wrote.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> graph = nx.DiGraph([("layer4.2/5", "class/13", {"raw": 2.0})])
+    >>> with TemporaryDirectory() as here:
+    ...     save_json(graph, Path(here) / "graph.json")
+    ...     nx.utils.graphs_equal(load_json(Path(here) / "graph.json"), graph)
+    True
+    """
     return nx.node_link_graph(json.loads(path.read_text(encoding="utf-8")), edges="edges")
 
 
@@ -321,11 +359,18 @@ def save_graphml(graph: nx.DiGraph, path: Path) -> None:
     """Write a graph (Figure 1) as GraphML, for Gephi, yEd or Cytoscape, atomically.
 
     GraphML knows no lists: they are written as JSON strings.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> graph = nx.DiGraph([("layer4.2/5", "class/13", {"raw": 2.0})], classes=[13])
+    >>> with TemporaryDirectory() as here:
+    ...     save_graphml(graph, Path(here) / "graph.graphml")
+    ...     read = nx.read_graphml(Path(here) / "graph.graphml")
+    >>> read.edges["layer4.2/5", "class/13"], read.graph["classes"]
+    ({'raw': 2.0}, '[13]')
     """
-    flat = nx.DiGraph(**{key: json.dumps(value) for key, value in graph.graph.items()})
-    for node, data in graph.nodes(data=True):
-        flat.add_node(
-            node, **{k: json.dumps(v) if isinstance(v, list) else v for k, v in data.items()}
-        )
-    flat.add_edges_from(graph.edges(data=True))
+    flat = graph.copy()
+    for data in (flat.graph, *flat.nodes.values()):
+        data.update({k: json.dumps(v) for k, v in data.items() if isinstance(v, list)})
     artifacts.write_atomically(path, lambda temporary: nx.write_graphml(flat, temporary))

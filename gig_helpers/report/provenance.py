@@ -14,15 +14,26 @@ PACKAGES = ("torch", "torchvision", "captum", "scikit-learn", "numpy")
 
 
 def provenance(profile: Profile, network: Network, pictures: Pictures) -> str:
-    """One line that says what a chapter ran on; every chapter prints it first."""
+    """One line that says what a chapter ran on; every chapter prints it first.
+
+    Examples
+    --------
+    >>> from torchvision.models import resnet18
+    >>> from gig_helpers import load_pictures
+    >>> from gig_helpers.data.profiles import get
+    >>> network = Network(resnet18(num_classes=5), "a small network", device="cpu")
+    >>> line = provenance(get("quick"), network, load_pictures("sample"))
+    >>> line.split(" · ")[1:3]
+    ['sample: 26 photographs (106 views)', 'profile quick, seed 0']
+    """
     device = (
         torch.cuda.get_device_name(network.device)
         if network.device.type == "cuda"
         else f"{torch.get_num_threads()} CPU threads"
     )
-    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return (
         f"{network.name} (weights: {network.weights}, {network.version}) · {pictures} · "
         f"profile {profile.name}, seed {profile.seed} · {device} · "
-        + ", ".join(f"{name} {number}" for name, number in versions.items())
+        f"python {platform.python_version()}, {versions}"
     )

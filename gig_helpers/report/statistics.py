@@ -9,7 +9,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over pictures and its confidence interval; see :func:`interval`."""
+    """A mean over pictures and its confidence interval; see :func:`interval`.
+
+    Examples
+    --------
+    >>> print(Interval(0.5, 0.25, 0.75))
+    0.500 [0.250, 0.750]
+    """
 
     mean: float
     low: float
@@ -21,7 +27,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison(Interval):
-    """A mean paired difference with the p-value of the signed-rank test (Wilcoxon, 1945)."""
+    """A mean paired difference with the p-value of the signed-rank test (Wilcoxon, 1945).
+
+    Examples
+    --------
+    >>> Comparison(0.5, 0.1, 0.9, p_value=0.02).verdict, Comparison(0.5, -0.1, 1.1, 0.2).verdict
+    ('better', 'undecided')
+    """
 
     p_value: float
 
@@ -41,6 +53,12 @@ def interval(values: Tensor, confidence: float = 0.95, seed: int = 0) -> Interva
     ------
     ValueError
         With fewer than two pictures, or NaN.
+
+    Examples
+    --------
+    >>> import torch
+    >>> print(interval(torch.tensor([0.0, 1.0])))  # resamples have means of 0, 1/2 and 1
+    0.500 [0.000, 1.000]
     """
     sample = values.detach().cpu().double().numpy()
     if sample.ndim != 1 or len(sample) < 2 or not np.isfinite(sample).all():
