@@ -80,8 +80,8 @@ def sparse_autoencoder(
     unit_length = float(centred.square().sum(1).mean() / channels) ** 0.5
     scaled = centred / unit_length
     start = 0.1 * F.normalize(torch.randn(k, channels, generator=generator), dim=1).to(x)
-    parameters = [start, start.clone(), x.new_zeros(k), x.new_zeros(channels)]
-    decoder, encoder, encoder_bias, decoder_bias = (p.requires_grad_() for p in parameters)
+    parameters = [start, x.new_zeros(channels), start.clone(), x.new_zeros(k)]
+    decoder, decoder_bias, encoder, encoder_bias = (p.requires_grad_() for p in parameters)
     optimizer = torch.optim.Adam(parameters, learning_rate)
     total = epochs or 500
     warm_up = max(1, total * -(-len(x) // batch_size) // 20)
