@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("artifacts_folder")
 def test_ierfs_and_examples_belong_to_their_pictures(photographs):
     network, pictures = random_network(), load_pictures(str(photographs))
     dataset = sample(network, pictures, PROFILE)
-    indices = torch.tensor([40, 0, 41])
+    indices = torch.tensor([40, 41, 0])
     maps = ierfs(network, pictures, dataset, "layer1.1", indices)
     for row, index in enumerate(indices.tolist()):
         image = pictures[int(dataset.picture_ids("layer1.1")[index])][None]

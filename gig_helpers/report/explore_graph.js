@@ -1,4 +1,4 @@
-// Makes the plotly figure of plots.interactive_graph explorable: a card for the concept under the
+// Makes the plotly figure of interactive_graph explorable: a card for the concept under the
 // pointer or the keyboard's focus, a click that follows one concept, sliders for what is shown.
 // Calling it again, after Plotly has drawn anew, keeps what the reader has chosen.
 function exploreGraph(element) {
