@@ -11,10 +11,10 @@ from torch.nn import functional as F
 _CHUNK = 2**24
 """Floats that the largest temporary tensor may hold: 64 MB in single precision."""
 _NEW = 8
-"""Concepts that join a working set at a time, at least."""
-_GROWTH = 0.5
-"""… or this share of the concepts in use, where that is more."""
-_DAMPING = (0.1, 0.01, 0.001, 0.0)
+"""Concepts that join a working set at a time, at least; also C / 128, and …"""
+_GROWTH = 0.35
+"""… this share of the concepts in use."""
+_DAMPING = (0.1, 0.03, 0.01, 0.001, 0.0)
 """What the Newton steps of a round add to the curvature, relative to a concept's own: with many
 concepts alike, the first steps find which to drop; the last one is exact."""
 _LENGTHS = 5
@@ -236,9 +236,9 @@ def _solve(
         gap = _relative_gap(*known, correlation.amax(1), u.abs().sum(1), lam)
         done = torch.nonzero(gap <= tol)[:, 0]
         codes[todo[done, None], index[done]] = u[done]
-        # Were the concepts in use the only ones, would the gap be much smaller?
+        # Were the concepts in use the only ones, would the gap be half of it or less?
         within = torch.where(u != 0, correlation.gather(1, index), 0).amax(1)
-        settled = _relative_gap(*known, within, u.abs().sum(1), lam) <= 0.3 * gap
+        settled = _relative_gap(*known, within, u.abs().sum(1), lam) <= 0.5 * gap
         open_ = torch.nonzero(~(gap <= tol))[:, 0]  # NaN is no solution
         todo, y, residual, correlation, gap, settled, index, u = (
             tensor[open_] for tensor in (todo, y, residual, correlation, gap, settled, index, u)
@@ -249,7 +249,8 @@ def _solve(
         used = int((u != 0).sum(1).max())
         kept = u.abs().topk(used, dim=1).indices
         index, u = index.gather(1, kept), u.gather(1, kept)
-        joining = min(max(_NEW, int(_GROWTH * used)), len(vectors) - used)
+        joining = max(_NEW, y.shape[1] // 128, int(_GROWTH * used))
+        joining = min(joining, len(vectors) - used)
         found = correlation.scatter_(1, index, -1).topk(joining, dim=1).indices
         index, u = torch.cat([index, found], 1), F.pad(u, (0, joining))
         parts, width = [], used + joining
