@@ -23,7 +23,7 @@ _LENGTHS = 5
 
 def lasso_codes(
     x: Tensor, vectors: Tensor, lam: float, *, beta: Tensor | None = None, tol: float = 1e-5,
-    max_iter: int = 100,
+    max_iter: int = 200,
 ) -> Tensor:  # fmt: skip
     """Signed codes u that minimise ½‖x − β − uV‖² + λ‖u‖₁ (eq. 2).
 
@@ -157,7 +157,7 @@ def lambda_for(
     lam = float(largest.median()) / 2 or high[0] / 2
     codes = y.new_zeros(len(y), len(vectors))
     for _ in range(40):
-        codes = _codes(y, vectors, codes, lam, 1e-4, 100)
+        codes = _codes(y, vectors, codes, lam, tol=1e-4, max_iter=200)
         count = float((codes != 0).sum(-1).double().mean())
         if abs(count - nonzeros) <= rtol * nonzeros:
             return lam
