@@ -6,23 +6,30 @@ import warnings
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
+from torch.nn import functional as F
 
 _CHUNK = 2**24
-"""Floats of concept vectors that one batch of small problems gathers: 64 MB."""
-_NEW = 32
-"""Concepts that a working set gains at a time, at most."""
-_SWEEPS = 64
-"""Coordinate descent sweeps over a working set before all concepts are looked at again."""
+"""Floats that the largest temporary tensor may hold: 64 MB in single precision."""
+_NEW = 8
+"""Concepts that join a working set at a time, at least; also C / 128, and …"""
+_GROWTH = 0.35
+"""… this share of the concepts in use."""
+_DAMPING = (0.1, 0.03, 0.01, 0.001, 0.0)
+"""What the Newton steps of a round add to the curvature, relative to a concept's own: with many
+concepts alike, the first steps find which to drop; the last one is exact."""
+_LENGTHS = 5
+"""Lengths that are tried for each Newton step."""
 
 
 def lasso_codes(
     x: Tensor, vectors: Tensor, lam: float, *, beta: Tensor | None = None, tol: float = 1e-5,
-    max_iter: int = 30,
+    max_iter: int = 200,
 ) -> Tensor:  # fmt: skip
     """Signed codes u that minimise ½‖x − β − uV‖² + λ‖u‖₁ (eq. 2).
 
-    Coordinate descent, all PFVs at once, each on a small working set of concepts that grows
-    until the duality gap over all concepts is small enough (as in Massias et al., 2018).
+    All PFVs at once, each on a small working set of concepts that grows until the duality gap
+    over all concepts is small enough (as in Massias et al., 2018). On a working set, projected
+    Newton steps (Bertsekas, 1982): few and large operations, which suit a GPU too.
 
     Parameters
     ----------
@@ -37,7 +44,7 @@ def lasso_codes(
     tol
         Relative duality gap to reach: the objective is at most so much above the optimum.
     max_iter
-        Times that a PFV's working set may change.
+        Times that a PFV's working set may be looked at, in each precision that it takes.
 
     Returns
     -------
@@ -63,24 +70,8 @@ def lasso_codes(
     if not (math.isfinite(lam) and lam > 0):
         raise ValueError(f"lam must be a positive number, got {lam}")
     flat = y.reshape(-1, y.shape[-1])
-    codes = flat.new_zeros(len(flat), len(vectors))
-    for rows in torch.arange(len(flat), device=y.device).split(max(1, _CHUNK // len(vectors))):
-        codes[rows], stuck, gap = _solve(flat[rows], vectors, lam, tol, max_iter)
-        if len(stuck) and y.dtype == torch.float32:
-            # Rounding may keep the gap of a few PFVs above a small tolerance.
-            solved, still, gap = _solve(
-                flat[rows[stuck]].double(), vectors.double(), lam, tol, max_iter
-            )
-            codes[rows[stuck]] = solved.to(codes)
-            stuck = stuck[still]
-        if len(stuck):
-            warnings.warn(
-                f"{len(stuck)} of {len(rows)} PFVs stopped at a relative duality gap of up to "
-                f"{float(gap.max()):.1e}, above tol={tol:.1e}: raise lam or max_iter",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
-    return codes.reshape(*y.shape[:-1], len(vectors))
+    start = flat.new_zeros(len(flat), len(vectors))
+    return _codes(flat, vectors, start, lam, tol, max_iter).reshape(*y.shape[:-1], -1)
 
 
 def duality_gap(
@@ -157,14 +148,16 @@ def lambda_for(
     most = min(vectors.shape)
     if not 0 < nonzeros <= most:
         raise ValueError(f"nonzeros must lie above 0 and at most min(k, C) = {most}: {nonzeros}")
-    largest = (y.reshape(-1, y.shape[-1]) @ vectors.T).abs().amax(-1)
+    y = y.reshape(-1, y.shape[-1])
+    largest = (y @ vectors.T).abs().amax(-1)
     if not largest.any():
         raise ValueError("every PFV equals beta, so all codes are 0 at any lam")
     # Counts fall roughly as a power of λ, so a secant on logarithms, kept inside the bracket.
     low, high = (0.0, math.inf), (float(largest.max()), 0.0)
     lam = float(largest.median()) / 2 or high[0] / 2
+    codes = y.new_zeros(len(y), len(vectors))
     for _ in range(40):
-        codes = lasso_codes(y, vectors, lam, tol=1e-4)
+        codes = _codes(y, vectors, codes, lam, tol=1e-4, max_iter=200)
         count = float((codes != 0).sum(-1).double().mean())
         if abs(count - nonzeros) <= rtol * nonzeros:
             return lam
@@ -195,119 +188,122 @@ def _centred(x: Tensor, vectors: Tensor, beta: Tensor | None) -> Tensor:
         raise ValueError(f"beta must be ({vectors.shape[1]},), got {tuple(beta.shape)}")
     y = x if beta is None else x - beta
     for name, tensor in (("x − beta", y), ("vectors", vectors)):
-        if not torch.isfinite(tensor).all():
+        # The extremes are NaN where anything is; isfinite of all values takes ten times as long.
+        if not torch.isfinite(torch.stack(tensor.aminmax())).all():
             raise ValueError(f"{name} holds NaN or infinite values")
     return y
 
 
+def _codes(
+    y: Tensor, vectors: Tensor, start: Tensor, lam: float, tol: float, max_iter: int
+) -> Tensor:
+    """Lasso codes (n, k) of y (n, C), beginning from other codes."""
+    codes = torch.empty_like(start)
+    for rows in torch.arange(len(y), device=y.device).split(max(1, _CHUNK // len(vectors))):
+        single = y.dtype == torch.float32
+        rounds = min(30, max_iter) if single else max_iter
+        codes[rows], stuck, gap = _solve(y[rows], vectors, start[rows], lam, tol, rounds)
+        if len(stuck) and single:
+            # Rounding may keep the gap of a few PFVs above a small tolerance.
+            left = rows[stuck]
+            solved, still, gap = _solve(
+                y[left].double(), vectors.double(), codes[left].double(), lam, tol, max_iter
+            )
+            codes[left] = solved.to(codes)
+            stuck = stuck[still]
+        if len(stuck):
+            warnings.warn(
+                f"{len(stuck)} of {len(rows)} PFVs stopped at a relative duality gap of up to "
+                f"{float(gap.max()):.1e}, above tol={tol:.1e}: raise lam or max_iter",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+    return codes
+
+
 def _solve(
-    y: Tensor, vectors: Tensor, lam: float, tol: float, max_iter: int
+    y: Tensor, vectors: Tensor, start: Tensor, lam: float, tol: float, max_iter: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Lasso codes (n, k) of y (n, C); the rows that did not get to ``tol``, and their gaps."""
-    n, k = len(y), len(vectors)
-    codes = y.new_zeros(n, k)
-    correlation = y @ vectors.T
-    gap = _relative_gap(
-        y.square().sum(1),
-        y.square().sum(1),
-        y.square().sum(1),
-        correlation.abs().amax(1),
-        y.new_zeros(n),
-        lam,
-    )
-    todo = torch.nonzero(gap > tol)[:, 0]
-    correlation, gap = correlation[todo], gap[todo]
-    for _ in range(max_iter):
-        if not len(todo):
-            break
-        # A working set holds the concepts in use and those that break the optimality condition
-        # |⟨v_j, residual⟩| ≤ λ most. Its size is a power of two, so that PFVs share batches.
-        used = codes[todo] != 0
-        violating = ~used & (correlation.abs() > lam)
-        wanted = used.sum(1) + violating.sum(1).clamp(max=_NEW)
-        width = 2 ** wanted.clamp(min=8).double().log2().ceil().long()
-        priority = correlation.abs().masked_fill(used, torch.inf)
-        for size in width.unique().tolist():
-            group = torch.nonzero(width == size)[:, 0]
-            size = min(size, k)
-            for part in group.split(max(1, _CHUNK // (size * y.shape[1]))):
-                rows, index = todo[part], priority[part].topk(size, dim=1).indices
-                atoms = vectors[index]
-                start = codes[rows].gather(1, index)
-                enough = (0.1 * gap[part]).clamp(min=0.3 * tol)
-                solved = _descend(y[rows], atoms, start, lam, enough)
-                codes[rows] = codes[rows].scatter(1, index, solved)
-        residual = y[todo] - codes[todo] @ vectors
-        correlation = residual @ vectors.T
-        gap = _relative_gap(
-            y[todo].square().sum(1),
-            residual.square().sum(1),
-            (y[todo] * residual).sum(1),
-            correlation.abs().amax(1),
-            codes[todo].abs().sum(1),
-            lam,
+    codes, todo = torch.zeros_like(start), torch.arange(len(y), device=y.device)
+    # A working set: indices (n, m) of concepts, none twice in a row, and their codes.
+    index = start.abs().topk(max(1, int((start != 0).sum(1).max())), dim=1).indices
+    u = start.gather(1, index)
+    for left in range(max_iter, -1, -1):
+        residual = y - F.embedding_bag(index, vectors, per_sample_weights=u, mode="sum")
+        correlation = (residual @ vectors.T).abs()
+        known = y.square().sum(1), residual.square().sum(1), (y * residual).sum(1)
+        gap = _relative_gap(*known, correlation.amax(1), u.abs().sum(1), lam)
+        done = torch.nonzero(gap <= tol)[:, 0]
+        codes[todo[done, None], index[done]] = u[done]
+        # Were the concepts in use the only ones, would the gap be half of it or less?
+        within = torch.where(u != 0, correlation.gather(1, index), 0).amax(1)
+        settled = _relative_gap(*known, within, u.abs().sum(1), lam) <= 0.5 * gap
+        open_ = torch.nonzero(~(gap <= tol))[:, 0]  # NaN is no solution
+        todo, y, residual, correlation, gap, settled, index, u = (
+            tensor[open_] for tensor in (todo, y, residual, correlation, gap, settled, index, u)
         )
-        open_ = ~(gap <= tol)  # NaN is no solution
-        todo, correlation, gap = todo[open_], correlation[open_], gap[open_]
+        if not (left and len(todo)):
+            break
+        # Concepts in use stay; those that break |⟨v_j, residual⟩| ≤ λ most join them.
+        used = int((u != 0).sum(1).max())
+        kept = u.abs().topk(used, dim=1).indices
+        index, u = index.gather(1, kept), u.gather(1, kept)
+        joining = max(_NEW, y.shape[1] // 128, int(_GROWTH * used))
+        joining = min(joining, len(vectors) - used)
+        found = correlation.scatter_(1, index, -1).topk(joining, dim=1).indices
+        index, u = torch.cat([index, found], 1), F.pad(u, (0, joining))
+        parts, width = [], used + joining
+        rows = max(1, _CHUNK // (width * max(width, y.shape[1])))
+        for part in torch.arange(len(todo), device=y.device).split(rows):
+            atoms = vectors[index[part]]
+            # More concepts would only hide which of those in use are too many.
+            atoms[:, used:] *= settled[part, None, None]
+            parts.append(_descend(residual[part], atoms, u[part], lam))
+        u = torch.cat(parts)
+    codes[todo[:, None], index] = u
     return codes, todo, gap
 
 
-def _descend(y: Tensor, atoms: Tensor, codes: Tensor, lam: float, tol: Tensor) -> Tensor:
-    """Solve a batch of small problems: y (n, C), atoms (n, m, C), codes (n, m) to start from."""
-    target = (atoms @ y[..., None])[..., 0]
-    gradient = (atoms @ (y - (codes[:, None] @ atoms)[:, 0])[..., None])[..., 0]
-    square = y.square().sum(1)
-    # (m, n, m) and (m, n): what one step reads lies side by side.
-    gram = (atoms @ atoms.mT).transpose(0, 1).contiguous()
-    scale = gram.diagonal(dim1=0, dim2=2).T.clamp(min=torch.finfo(y.dtype).tiny)
-    u = codes.T.contiguous()
-    for sweep in range(1, _SWEEPS + 1):
-        for j in range(len(u)):
-            threshold = lam / scale[j]
-            new = u[j] + gradient[:, j] / scale[j]
-            new = new - new.clamp(-threshold, threshold)
-            gradient.addcmul_(gram[j], (u[j] - new)[:, None])
-            u[j] = new
-        if sweep % 2 == 0:
-            fitted = (u.T * target).sum(1)
-            gap = _relative_gap(
-                square,
-                square - fitted - (u.T * gradient).sum(1),
-                square - fitted,
-                gradient.abs().amax(1),
-                u.abs().sum(0),
-                lam,
-            )
-            if (gap <= tol).all():
-                break
-            u, gradient = _newton(gram, u, gradient, lam)
-    return u.T
+def _descend(residual: Tensor, atoms: Tensor, u: Tensor, lam: float) -> Tensor:
+    """Lower eq. 2 for a batch of small problems: residual (n, C), atoms (n, m, C), codes u (n, m).
 
-
-def _newton(gram: Tensor, u: Tensor, gradient: Tensor, lam: float) -> tuple[Tensor, Tensor]:
-    """Step to the optimum for the present signs, or to the first code that would change its sign.
-
-    Coordinate descent finds the signs fast, but is slow at the values where concepts are alike.
-    Within an orthant eq. 2 is quadratic, so this step never raises it.
+    Each step goes towards the optimum for the present signs, where a code that is 0 has the sign
+    that lowers eq. 2; codes that would change their sign stop at 0. Of some lengths, from where
+    the first code does so to the whole step, and a gradient step, the best is taken. The number
+    of steps is fixed, so that nothing waits for a GPU.
     """
-    codes = u.T
-    used = codes != 0
-    pairs = (used[:, :, None] & used[:, None]).to(gram)
-    diagonal = gram.diagonal(dim1=0, dim2=2)
+    gram = atoms @ atoms.mT
+    gradient = (atoms @ residual[..., None])[..., 0]
+    diagonal = gram.diagonal(dim1=1, dim2=2)
     # The ridge keeps equal concepts solvable; a step with a larger curvature still descends.
-    ridge = torch.finfo(u.dtype).eps * len(u) * diagonal.amax(1, keepdim=True)
-    hessian = gram.transpose(0, 1) * pairs + torch.diag_embed(torch.where(used, ridge, 1))
-    slope = torch.where(used, gradient - lam * codes.sign(), 0)
-    # Cholesky: MKL's batched LU, behind torch.linalg.solve, hangs or gives NaN with two threads.
-    factor, failed = torch.linalg.cholesky_ex(hessian)
-    step = torch.cholesky_solve(slope[..., None], factor)[..., 0]
-    step = torch.where(failed[:, None] == 0, step, 0)
-    crossing = torch.where(codes * (codes + step) < 0, -codes / step, torch.inf)
-    length = crossing.amin(1, keepdim=True).clamp(max=1)
-    moved = torch.where(crossing <= length, 0, codes + length * step)
-    change = moved - codes
-    gradient = gradient - (change[:, None] @ gram.transpose(0, 1))[:, 0]
-    return moved.T.contiguous(), gradient
+    ridge = torch.finfo(u.dtype).eps * u.shape[1] * diagonal.amax(1, keepdim=True)
+    largest = gram.abs().sum(2).amax(1, keepdim=True).clamp(min=torch.finfo(u.dtype).tiny)
+    share = torch.linspace(0, 1, _LENGTHS, dtype=u.dtype, device=u.device)
+    for damping in _DAMPING:
+        sign = torch.where(u != 0, u.sign(), gradient.sign() * (gradient.abs() > lam))
+        used = sign != 0
+        hessian = gram * (used[:, :, None] & used[:, None])
+        more = ridge + damping * diagonal.mean(1, keepdim=True)
+        hessian.diagonal(dim1=1, dim2=2).add_(torch.where(used, more, 1))
+        slope = torch.where(used, gradient - lam * sign, 0)
+        # Cholesky: MKL's batched LU (torch.linalg.solve) hangs or gives NaN with two threads.
+        factor, failed = torch.linalg.cholesky_ex(hessian)
+        step = torch.cholesky_solve(slope[..., None], factor)[..., 0]
+        step = torch.where(failed[:, None] == 0, step, 0)
+        first = torch.where(u * (u + step) < 0, -u / step, 1).amin(1, keepdim=True)
+        trial = u[:, None] + (first**share)[..., None] * step[:, None]
+        trial = torch.where(trial * sign[:, None] > 0, trial, 0)
+        plain = u + gradient / largest
+        plain = plain - plain.clamp(-lam / largest, lam / largest)
+        trial = torch.cat([trial, plain[:, None]], 1)
+        change = trial - u[:, None]
+        moved = change @ gram
+        rise = (change * (0.5 * moved - gradient[:, None])).sum(2)
+        rise = rise + lam * (trial.abs() - u[:, None].abs()).sum(2)
+        best = rise.argmin(1)[:, None, None].expand(-1, 1, u.shape[1])
+        u, gradient = trial.gather(1, best)[:, 0], gradient - moved.gather(1, best)[:, 0]
+    return u
 
 
 def _relative_gap(
