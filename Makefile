@@ -6,6 +6,8 @@ PROFILE ?= $(or $(GIG_PROFILE),quick)
 VENV := .venv
 PY := $(VENV)/bin/python
 export GIG_PROFILE := $(PROFILE)
+# A container's habit, which has every process compile torch anew: 9 s each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: book test bench results lint address setup clean
 
