@@ -56,8 +56,9 @@ class Forked:
 @cache
 def _server(preload: tuple[str, ...]) -> "subprocess.Popen[str]":
     script = Path(__file__).with_name("fork_server.py")
-    command = [sys.executable, str(script), *preload]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command, pipe = [sys.executable, str(script), *preload], subprocess.PIPE
+    # In a session of its own, so that Ctrl-C is left to papermill, which ends the kernel.
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
 
 
 def start(command: list[str], environment: Mapping[str, str], folder: str) -> Forked | None:

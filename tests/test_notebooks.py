@@ -149,11 +149,13 @@ def test_a_warm_kernel_is_a_readers_kernel(modules):
     assert "torch" in modules["plain"]
 
 
-def test_a_chapter_starts_in_a_plain_kernel_where_none_can_fork(folder, tmp_path, monkeypatch):
-    chapter = save_notebook(tmp_path / "99_plain.ipynb", "import os; os.getppid()")
-    monkeypatch.setattr(kernels, "start", lambda *_: None)
-    copy = execute.execute(chapter)
-    assert outputs(copy)[0].data["text/plain"] == str(os.getpid())
+def test_a_chapter_starts_in_a_plain_kernel_where_the_server_fails(folder, tmp_path, monkeypatch):
+    parents = []
+    for name, preload in (("98_warm", LIGHT), ("99_plain", ("there.is.no.such.module",))):
+        chapter = save_notebook(tmp_path / f"{name}.ipynb", "import os; os.getppid()")
+        monkeypatch.setattr(kernels, "PRELOAD", preload)
+        parents.append(int(outputs(execute.execute(chapter))[0].data["text/plain"]))
+    assert parents[0] != os.getpid() == parents[1]
 
 
 def test_costs_are_ratios_to_the_forward_pass(folder, tmp_path, monkeypatch):
