@@ -1,6 +1,7 @@
 """The built book in a browser without internet: every page as a reader sees it."""
 
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -67,6 +68,11 @@ def _open(browser, url, screen):
     with suppress(Error):
         page.wait_for_function(f"() => !({EMPTY})().length", timeout=20_000)
     return page, troubles
+
+
+@cache
+def _soup(path: Path) -> BeautifulSoup:
+    return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
 
 
 def _local(url: str) -> bool:
@@ -158,12 +164,12 @@ def test_internal_links_lead_somewhere(html):
 
     def names(path: Path) -> set[str]:
         if path not in anchors:
-            soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+            soup = _soup(path)
             anchors[path] = {tag["id"] for tag in soup.find_all(id=True)} | {""}
         return anchors[path]
 
     for path in html.glob("**/*.html"):
-        soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+        soup = _soup(path)
         for link in soup.find_all("a", href=True):
             url = urlsplit(link["href"])
             if url.scheme or url.netloc:
@@ -182,7 +188,7 @@ def test_external_links_are_these(html):
     known = {address(), "https://colab.research.google.com"}
     found = set()
     for path in html.glob("**/*.html"):
-        soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+        soup = _soup(path)
         found |= {link["href"] for link in soup.find_all("a", href=True)}
     outside = {link for link in found if urlsplit(link).scheme in {"http", "https"}}
     assert outside
@@ -193,7 +199,7 @@ def test_pages_are_light(html):
     heavy = {}
     for name in contents():
         path = html / f"{name}.html"
-        soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+        soup = _soup(path)
         images = {
             (path.parent / image["src"]).resolve() for image in soup.find_all("img", src=True)
         }
