@@ -49,7 +49,7 @@ def lasso(network: Network, image: Tensor, block: str) -> Case:
     vectors[len(others) :] += 0.5 * noise[len(others) :]
     vectors = torch.nn.functional.normalize(vectors, dim=1)
     x = network.preactivations(image[None], [block])[block][0].flatten(1).T
-    lam = lambda_for(x, vectors, wanted_nonzeros(block, k), beta=beta)
+    lam = lambda_for(x[:: len(x) // 16], vectors, wanted_nonzeros(block, k), beta=beta)
     return lambda: lasso_codes(x, vectors, lam, beta=beta)
 
 
