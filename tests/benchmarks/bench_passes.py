@@ -46,10 +46,10 @@ def lasso(network: Network, image: Tensor, block: str) -> Case:
     others, beta = real_pfvs(block, k)
     noise = torch.randn(k, others.shape[1], generator=generator) * (others - beta).std(dim=0)
     vectors = (others - beta)[torch.arange(k) % len(others)]
-    vectors[len(others) :] += 0.5 * noise[len(others) :]
+    vectors[len(others) :] += noise[len(others) :]
     vectors = torch.nn.functional.normalize(vectors, dim=1)
     x = network.preactivations(image[None], [block])[block][0].flatten(1).T
-    lam = lambda_for(x[:: len(x) // 16], vectors, wanted_nonzeros(block, k), beta=beta)
+    lam = lambda_for(x[:: len(x) // 16], vectors, wanted_nonzeros(block, k), beta=beta, rtol=0.2)
     return lambda: lasso_codes(x, vectors, lam, beta=beta)
 
 
