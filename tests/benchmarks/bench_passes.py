@@ -66,7 +66,7 @@ def steps(network: Network, images: Tensor) -> dict[str, tuple[Case, int, str]]:
         "Lasso, layer1.2, k = 2048": (lasso(network, images[0], "layer1.2"), 1, "25"),
         "Lasso, layer4.2, k = 16384": (lasso(network, images[0], "layer4.2"), 1, "10"),
         "contributions, to the pixels": (
-            lambda: contributions(network, images, ("pixels", *network.blocks)), len(images), "4",
+            lambda: contributions(network, images, ("pixels", *network.blocks)), len(images), "",
         ),
         "GIG, layer3.5 → layer4.2, 5 targets": (
             lambda: gig(
