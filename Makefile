@@ -6,16 +6,22 @@ PROFILE ?= $(or $(GIG_PROFILE),quick)
 VENV := .venv
 PY := $(VENV)/bin/python
 export GIG_PROFILE := $(PROFILE)
+# A container's habit, which has every process compile torch anew: 9 s each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: book test bench results lint address setup clean
 
 book: setup
 	$(PY) -m bookbuild.pages
 
+# First the chapters, one at a time with all cores, then tests side by side with one core each. A
+# chapter that fails is told by its test.
 test: setup lint
-	$(PY) -m pytest
+	-$(PY) -m bookbuild.execute
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 bench: setup
+	-$(PY) -m bookbuild.execute --table
 	set -e; for script in tests/benchmarks/*.py; do echo "== $$script"; $(PY) $$script; done
 
 # The larger runs in book/results that the chapters show: PROFILE=workstation takes hours, and goes on

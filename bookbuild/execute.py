@@ -2,26 +2,33 @@
 
 That run is the test, and its outputs are what the pages show. The executed copies lie in
 ``_build/executed``. Beside each, a stamp says what it was made from: a chapter runs again only when
-its notebook, the module, the profile, the pictures or the packages have changed.
+its notebook, the module, the profile, the pictures or the packages have changed. A run that fails
+or is killed leaves what it has made in ``unfinished/``, and the earlier copy and stamp alone.
+``--table`` prints what the chapters cost.
 """
 
 import hashlib
 import json
 import os
 import sys
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
 
 import papermill
+from filelock import FileLock
 from packaging.requirements import Requirement
 
 from . import BOOK, BUILD, MODULE, ROOT, chapters
+from .kernels import WarmKernels, run
 
 EXECUTED = BUILD / "executed"
 SETTINGS = ("GIG_PROFILE", "GIG_IMAGES", "GIG_IMAGENET_VAL")
 CELL_TIMEOUT = {"quick": 1800}
 """Seconds a cell may take, by profile; the larger ones run for hours and have no limit."""
+ALL, PASSES, PASSES_EACH = "all chapters", 6000, 1000
+"""What the quick run may cost in forward passes of one picture, whatever the machine."""
 
 
 def profile() -> str:
@@ -59,40 +66,99 @@ def stamp(chapter: Path) -> dict[str, str | float]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def execute(chapter: Path) -> Path:
-    """Run a chapter unless its executed copy is up to date; return the executed copy.
+def forward_pass() -> float:
+    """Seconds of one forward pass of one picture, measured now, in a process of its own.
 
     Raises
     ------
-    papermill.PapermillExecutionError
-        If a cell fails. The executed copy then ends with the failing cell and its traceback.
+    RuntimeError
+        If that process fails; it has printed why.
     """
-    copy = EXECUTED / chapter.name
-    wanted = key(chapter)
-    if copy.exists() and stamp(chapter).get("key") == wanted:
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "seconds"
+        run(["bookbuild.forward_pass", str(result)], os.environ, str(ROOT))
+        if not result.exists():
+            raise RuntimeError("no forward pass could be measured; its error stands above")
+        return float(result.read_text())
+
+
+def _is_made_from(chapter: Path, wanted: str) -> bool:
+    same = (EXECUTED / chapter.name).exists() and stamp(chapter).get("key") == wanted
+    if same:
         print(f"{chapter.stem}: up to date", flush=True)
+    return same
+
+
+def execute(chapter: Path) -> Path:
+    """Run a chapter unless its executed copy is up to date; return the executed copy.
+
+    One chapter runs at a time, whoever asks, so that each has the machine that its pass was
+    measured on.
+
+    Raises
+    ------
+    RuntimeError
+        If a cell fails or the kernel dies. The unfinished copy that the error names ends there.
+    """
+    copy, unfinished = EXECUTED / chapter.name, EXECUTED / "unfinished" / chapter.name
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    wanted = key(chapter)
+    if _is_made_from(chapter, wanted):
         return copy
-    print(f"{chapter.stem}: running (profile {profile()})", flush=True)
-    EXECUTED.mkdir(parents=True, exist_ok=True)
-    stamp_path = copy.with_suffix(".json")
-    stamp_path.unlink(missing_ok=True)
-    start = time.monotonic()
-    papermill.execute_notebook(
-        chapter,
-        copy,
-        cwd=BOOK,
-        kernel_name="python3",  # this environment's: jupyter_client finds it before any other
-        execution_timeout=CELL_TIMEOUT.get(profile()),
-    )
-    seconds = round(time.monotonic() - start, 1)
-    stamp_path.write_text(json.dumps({"key": wanted, "profile": profile(), "seconds": seconds}))
-    print(f"{chapter.stem}: {seconds:.0f} s", flush=True)
-    return copy
+    with FileLock(EXECUTED / ".lock"):
+        if _is_made_from(chapter, wanted):  # while this one waited
+            return copy
+        print(f"{chapter.stem}: running (profile {profile()})", flush=True)
+        one_pass = forward_pass()
+        start = time.monotonic()
+        try:
+            papermill.execute_notebook(
+                chapter,
+                unfinished,
+                cwd=BOOK,
+                kernel_name="python3",  # this environment's: it is found before any other
+                kernel_manager_class=WarmKernels,
+                execution_timeout=CELL_TIMEOUT.get(profile()),
+            )
+        except Exception as error:
+            raise RuntimeError(f"{chapter.stem} failed: {unfinished} ends where it did") from error
+        seconds = round(time.monotonic() - start, 1)
+        made = {"key": wanted, "profile": profile(), "seconds": seconds, "pass": one_pass}
+        stamped = unfinished.with_suffix(".json")
+        stamped.write_text(json.dumps(made))
+        # The stamp last: a copy whose stamp is an older one is made again.
+        os.replace(unfinished, copy)
+        os.replace(stamped, copy.with_suffix(".json"))
+        print(
+            f"{chapter.stem}: {seconds:.0f} s, {seconds / one_pass:.0f} forward passes", flush=True
+        )
+        return copy
+
+
+def costs() -> dict[str, tuple[float, float, float]]:
+    """Seconds, seconds of a forward pass, and their ratio, of every executed chapter and of all."""
+    made = {chapter.stem: stamp(chapter) for chapter in chapters()}
+    pairs = {name: (float(s["seconds"]), float(s["pass"])) for name, s in made.items() if s}
+    found = {name: (taken, one, taken / one) for name, (taken, one) in pairs.items()}
+    taken, passes = (sum(row[i] for row in found.values()) for i in (0, 2))
+    return {**found, ALL: (taken, taken / passes if passes else 0.0, passes)}
+
+
+def table() -> str:
+    """What the chapters cost, beside what they may."""
+    lines = [f"{'':24}{'seconds':>9}{'ms a pass':>11}{'passes':>8}{'target':>9}"]
+    for name, (taken, one, passes) in costs().items():
+        target = PASSES if name == ALL else PASSES_EACH
+        lines.append(f"{name:24}{taken:9.0f}{1000 * one:11.0f}{passes:8.0f}{f'≤ {target}':>9}")
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Run the chapters named on the command line, else all of them."""
     names = sys.argv[1:]
+    if names == ["--table"]:
+        print(table())
+        return
     unknown = set(names) - {chapter.stem for chapter in chapters()}
     if unknown:
         sys.exit(f"no such chapter: {', '.join(sorted(unknown))}")

@@ -1,16 +1,50 @@
 """Every chapter runs from beginning to end; the pages are then built from these very runs."""
 
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import nbformat
+import papermill
 import pytest
 
-from bookbuild import chapters
-from bookbuild.execute import EXECUTED, execute
+from bookbuild import ROOT, chapters, execute, kernels, setup_cell
+from bookbuild.execute import EXECUTED
+
+LIGHT = ("ipykernel.kernelapp",)
+"""For kernels that need no more: what is preloaded is not what these tests are about."""
+
+
+def save_notebook(path: Path, *cells: str) -> Path:
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    made = [nbformat.v4.new_code_cell(source) for source in cells]
+    nbformat.write(nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": kernel}), path)
+    return path
+
+
+def outputs(path: Path) -> list:
+    cells = nbformat.read(path, as_version=4).cells
+    return [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """Where chapters are executed to, from small ones, each of them stamped "old" or "new"."""
+    monkeypatch.setattr(execute, "EXECUTED", tmp_path / "executed")
+    monkeypatch.setattr(execute, "key", lambda chapter: os.environ.get("KEY", "old"))
+    monkeypatch.setattr(execute, "forward_pass", lambda: 0.5)
+    monkeypatch.setattr(kernels, "PRELOAD", LIGHT)
+    return tmp_path / "executed"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chapter", chapters(), ids=lambda path: path.stem)
 def test_chapter_runs(chapter):
-    executed = nbformat.read(execute(chapter), as_version=4)
+    executed = nbformat.read(execute.execute(chapter), as_version=4)
     code = [cell for cell in executed.cells if cell.cell_type == "code" and cell.source.strip()]
     assert all(cell.execution_count for cell in code)
     outputs = [output for cell in code for output in cell.outputs]
@@ -23,29 +57,118 @@ def test_chapter_runs(chapter):
 @pytest.mark.slow
 def test_a_second_run_does_nothing(capsys):
     chapter = chapters()[0]
-    execute(chapter)
+    execute.execute(chapter)
     before = (EXECUTED / chapter.name).stat().st_mtime_ns
     capsys.readouterr()
-    execute(chapter)
+    execute.execute(chapter)
     assert "up to date" in capsys.readouterr().out
     assert (EXECUTED / chapter.name).stat().st_mtime_ns == before
+    assert not (EXECUTED / "unfinished" / chapter.name).exists()
 
 
-def test_a_failing_notebook_fails_and_leaves_its_copy(tmp_path, monkeypatch):
-    import papermill
+def test_a_failing_chapter_leaves_the_earlier_copy_and_says_where_its_own_is(
+    folder, tmp_path, monkeypatch
+):
+    chapter = save_notebook(tmp_path / "99_failing.ipynb", "1 + 1")
+    copy = execute.execute(chapter)
+    before = copy.read_bytes(), copy.with_suffix(".json").read_bytes()
+    save_notebook(chapter, "1 + 1", "1 / 0", "2 + 2")
+    monkeypatch.setenv("KEY", "new")
+    left = folder / "unfinished" / chapter.name
+    with pytest.raises(RuntimeError, match=re.escape(str(left))) as error:
+        execute.execute(chapter)
+    assert isinstance(error.value.__cause__, papermill.PapermillExecutionError)
+    assert [output.output_type for output in outputs(left)] == ["execute_result", "error"]
+    assert (copy.read_bytes(), copy.with_suffix(".json").read_bytes()) == before
+    assert execute.stamp(chapter)["key"] == "old"
+    save_notebook(chapter, "3 + 3")
+    execute.execute(chapter)
+    assert [output.data["text/plain"] for output in outputs(copy)] == ["6"]
+    assert execute.stamp(chapter)["key"] == "new" and not left.exists()
 
-    from bookbuild import execute as executor
 
-    cells = [nbformat.v4.new_code_cell(source) for source in ("1 + 1", "1 / 0", "2 + 2")]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
-    chapter = tmp_path / "99_failing.ipynb"
-    nbformat.write(notebook, chapter)
-    monkeypatch.setattr(executor, "EXECUTED", tmp_path / "executed")
-    monkeypatch.setattr(executor, "key", lambda chapter: "any")
-    with pytest.raises(papermill.PapermillExecutionError, match="ZeroDivisionError"):
-        executor.execute(chapter)
-    left = nbformat.read(tmp_path / "executed" / chapter.name, as_version=4)
-    outputs = [output for cell in left.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert [output.output_type for output in outputs] == ["execute_result", "error"]
-    assert executor.stamp(chapter) == {}
+KILLED = """
+import sys
+from pathlib import Path
+from bookbuild import execute, kernels
+execute.EXECUTED, kernels.PRELOAD = Path(sys.argv[2]), ("ipykernel.kernelapp",)
+execute.key, execute.forward_pass = (lambda chapter: "new"), (lambda: 0.5)
+execute.execute(Path(sys.argv[1]))
+"""
+
+
+def test_a_killed_run_leaves_the_earlier_copy_and_no_kernel(folder, tmp_path):
+    chapter = save_notebook(tmp_path / "99_killed.ipynb", "1 + 1")
+    copy = execute.execute(chapter)
+    before = copy.read_bytes(), copy.with_suffix(".json").read_bytes()
+    told = tmp_path / "pid"
+    tell = f"import os; open({str(told)!r} + '_', 'w').write(str(os.getpid()))"
+    wait = f"os.rename({str(told)!r} + '_', {str(told)!r}); import time; time.sleep(600)"
+    save_notebook(chapter, tell, wait)
+    command = [sys.executable, "-c", KILLED, str(chapter), str(folder)]
+    run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    _until(told.exists)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert (copy.read_bytes(), copy.with_suffix(".json").read_bytes()) == before
+    assert (folder / "unfinished" / chapter.name).exists()
+    kernel = kernels.Forked(int(told.read_text()))
+    _until(lambda: kernel.poll() is not None)
+    # The lock has died with the run that held it.
+    save_notebook(chapter, "1 + 1")
+    os.utime(chapter)
+    assert execute.execute(chapter) == copy
+
+
+def _until(done, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory) -> dict[str, list[str]]:
+    """What is imported after the set-up cell, and where from, in a warm kernel and a plain one."""
+    probe = "import os, sys; print(os.getcwd(), sys.path, sys.argv[:2], *sorted(sys.modules))"
+    folder = tmp_path_factory.mktemp("modules")
+    notebook = save_notebook(folder / "probe.ipynb", setup_cell.cell(), probe)
+    found = {}
+    for name, options in (("plain", {}), ("warm", {"kernel_manager_class": kernels.WarmKernels})):
+        copy = folder / f"{name}.ipynb"
+        papermill.execute_notebook(
+            notebook, copy, kernel_name="python3", cwd=folder, progress_bar=False, **options
+        )
+        found[name] = outputs(copy)[-1].text.split(" ")
+    return found
+
+
+@pytest.mark.slow
+def test_a_warm_kernel_is_a_readers_kernel(modules):
+    assert modules["warm"] == modules["plain"]
+    assert "torch" in modules["plain"]
+
+
+def test_a_chapter_starts_in_a_plain_kernel_where_the_server_fails(folder, tmp_path, monkeypatch):
+    parents = []
+    for name, preload in (("98_warm", LIGHT), ("99_plain", ("there.is.no.such.module",))):
+        chapter = save_notebook(tmp_path / f"{name}.ipynb", "import os; os.getppid()")
+        monkeypatch.setattr(kernels, "PRELOAD", preload)
+        parents.append(int(outputs(execute.execute(chapter))[0].data["text/plain"]))
+    assert parents[0] != os.getpid() == parents[1]
+
+
+def test_costs_are_ratios_to_the_forward_pass(folder, tmp_path, monkeypatch):
+    made = [save_notebook(tmp_path / f"{number}.ipynb", "1") for number in (1, 2)]
+    monkeypatch.setattr(execute, "chapters", lambda: made)
+    assert execute.costs() == {"all chapters": (0, 0, 0)}
+    for number, chapter in enumerate(made, start=1):
+        execute.execute(chapter)
+        stamped = folder / f"{chapter.stem}.json"
+        stamped.write_text(f'{{"seconds": {number * 10}, "pass": 0.{number}}}')
+    assert execute.costs() == {
+        "1": (10, 0.1, 100),
+        "2": (20, 0.2, 100),
+        "all chapters": (30, 0.15, 200),
+    }
+    assert "≤ 6000" in execute.table().splitlines()[-1]

@@ -39,7 +39,7 @@ def _chain(folder: Path, photographs: Path, writes: int | None) -> None:
         rename(source, target)
 
     os.replace = replace_or_die
-    network = random_network("resnet18")
+    network = random_network("basic", layers=(1, 2, 1, 1))
     pictures = load_pictures(str(photographs))
     dataset = sample(network, pictures, PROFILE)
     found = load_concepts(network, dataset, PROFILE)
@@ -60,7 +60,10 @@ def _files(folder: Path) -> dict[str, bytes]:
 def test_killed_in_every_stage(tmp_path):
     photographs = save_pictures(tmp_path / "pictures", 12)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["conftest", "gig_helpers.report.studies"])
+    # Imported once, the packages that a stage imports when it needs them too.
+    context.set_forkserver_preload(
+        ["conftest", "gig_helpers.report.studies", "accelerate.utils", "captum.attr", "timm.data"]
+    )
 
     def run(name: str, writes: int | None) -> int | None:
         arguments = (tmp_path / name, photographs, writes)
