@@ -25,16 +25,17 @@ def make(run: Run) -> None:
         row: dict[str, Any] = {"block": block, "k": len(concepts), "lambda": concepts.lam}
         for score in ("agreement", "probability"):
             curves = {method: found[score] for method, found in study.curves.items()}
-            kept = float(curves["gig"].insertion[:, -1].mean())
+            kept = float(curves["gig"].insertion.y[:, -1].mean())
             row[score] = summary(curves) | {"reconstruction": kept}
+        row["gap"] = float(study.gaps["gig"].max())
         few = images[:TIMED_PICTURES], labels[:TIMED_PICTURES]
         with nothing_kept():
             spent = seconds(run, *few, concepts, methods)
         row["seconds_per_picture"] = {step: t / len(few[0]) for step, t in spent.items()}
         rows.insert(0, row)
         write(
-            run, "classes", rows, evaluated=len(images), timed=len(few[0]), points=profile.points,
-            steps=profile.evaluation_steps, seed=profile.seed,
+            run, "classes", rows, evaluated=len(images), timed=len(few[0]), gap=profile.gap,
+            bracket=profile.bracket, seed=profile.seed,
         )  # fmt: skip
 
 
@@ -50,11 +51,11 @@ def seconds(
         for method in methods:
             with timed(spent, method):
                 importance = class_importance(
-                    method, *given, [label], points=run.profile.points, batch_size=size
+                    method, *given, [label], tolerance=run.profile.gap, batch_size=size
                 )[:, 0]
             with timed(spent, f"curves of {method}"):
                 class_curves(
                     *given, importance, [label],
-                    steps=run.profile.evaluation_steps, batch_size=size,
+                    tolerance=run.profile.bracket, batch_size=size,
                 )  # fmt: skip
     return spent

@@ -34,13 +34,14 @@ def make(run: Run) -> None:
             "k": [len(source), len(target)],
             "lambda": [source.lam, target.lam],
             "seconds_per_picture": {step: t / len(few[0]) for step, t in spent.items()},
+            "gap": float(study.gaps["gig"].max()),
             **summary(curves),
         }
         rows.insert(0, row)
         write(
             run, "interlayer", rows, evaluated=len(images), timed=len(few[0]),
-            targets=profile.evaluation_targets, points=profile.points,
-            steps=profile.evaluation_steps, seed=profile.seed,
+            targets=profile.evaluation_targets, gap=profile.gap, bracket=profile.bracket,
+            seed=profile.seed,
         )  # fmt: skip
 
 
@@ -67,12 +68,10 @@ def seconds(
         for method in methods:
             with timed(spent, method):
                 importance = interlayer_importance(
-                    method, *given, vectors, points=run.profile.points, batch_size=size
+                    method, *given, vectors, tolerance=run.profile.gap, batch_size=size
                 )
             with timed(spent, f"curves of {method}"):
-                for t, vector in enumerate(vectors):
-                    interlayer_curves(
-                        *given, vector, importance[:, t],
-                        steps=run.profile.evaluation_steps, batch_size=size,
-                    )  # fmt: skip
+                interlayer_curves(
+                    *given, vectors, importance, tolerance=run.profile.bracket, batch_size=size
+                )
     return spent

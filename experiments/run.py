@@ -26,6 +26,9 @@ from gig_helpers.report.studies import evaluated
 
 RESULTS = Path(__file__).parent.parent / "book" / "results"
 
+SHARES = torch.cat([torch.zeros(1), torch.logspace(-4, 0, 41)]).double()
+"""Of concepts: where mean curves are written down."""
+
 TIMED_PICTURES = 2
 """Pictures that the seconds of every step are measured on."""
 
@@ -91,13 +94,16 @@ def summary(curves: Mapping[str, Curves]) -> dict[str, Any]:
 
 
 def _areas(curves: Curves) -> dict[str, Any]:
-    deletion, insertion = curves.auc()
-    mean = curves.mean(dim=0)
+    both = {"deletion": curves.deletion, "insertion": curves.insertion}
+    areas = {
+        way: asdict(interval(curve.area())) | {"bracket": float(curve.bracket.mean())}
+        for way, curve in both.items()
+    }
+    means = {way: rounded(curve.mean(0).at(SHARES)) for way, curve in both.items()}
     return {
-        "deletion": asdict(interval(deletion)),
-        "insertion": asdict(interval(insertion)),
+        **areas,
         "difference": asdict(interval(curves.gain())),
-        "curves": {way: rounded(getattr(mean, way)) for way in ("x", "deletion", "insertion")},
+        "curves": {"x": rounded(SHARES), **means},
     }
 
 

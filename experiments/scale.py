@@ -26,8 +26,8 @@ def make(run: Run) -> None:
             for row in _chain(part):
                 rows.append({"pictures": len(part.pictures), **row, **_peaks()})
                 write(
-                    run, "scale", rows, evaluated=TIMED_PICTURES, points=profile.points,
-                    steps=profile.evaluation_steps, targets=profile.evaluation_targets,
+                    run, "scale", rows, evaluated=TIMED_PICTURES, gap=profile.gap,
+                    bracket=profile.bracket, targets=profile.evaluation_targets,
                     batch_size=profile.batch_size,
                 )  # fmt: skip
 
@@ -63,7 +63,7 @@ def _chain(run: Run) -> Iterator[dict[str, Any]]:
         yield row("interlayer curves", len(images), block=a, target=b, steps=steps)
     with timed(spent, "graph of a picture"):
         codes = picture_codes(network, images[:1], found)
-        concept_graph(network, codes, found, labels[:1], points=profile.points)
+        concept_graph(network, codes, found, labels[:1], tolerance=profile.gap)
     yield row("graph of a picture", 1)
 
 

@@ -1,14 +1,17 @@
 """Concepts taken out, concepts put in: deletion and insertion curves (sections 4.2.1 and 4.2.3).
 
-Every choice that the paper leaves open is a named argument; its default is the paper's reading.
-Functions take one picture or many and treat each by itself.
+A curve is found by halving: a few states are run, then those between neighbours whose scores differ
+most, until the area is known well enough. Every choice that the paper leaves open is a named
+argument; its default is the paper's reading. Functions treat each picture by itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import log10
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,35 +26,87 @@ SCORES = ("agreement", "probability", "logit")
 
 
 @dataclass(frozen=True)
-class Curves:
-    """Scores while concepts are deleted and inserted (section 4.2).
+class Curve:
+    """A score along the share of concepts, straight between the states that were run (section 4.2).
 
-    ``x`` (S,): fraction of concepts, from 0 to 1. ``deletion`` and ``insertion`` (..., S): the
-    score after that fraction was removed from the reconstruction, or was put alone onto β.
+    Attributes
+    ----------
+    x, y
+        Shares (..., S) from 0 to 1, and the scores there; short rows repeat their end.
+    bracket
+        (...,): the area lies within ± so much, if the curve is monotone between its points.
+
+    Examples
+    --------
+    >>> curve = Curve(torch.tensor([0.0, 0.5, 1.0]), torch.tensor([1.0, 0.0, 0.0]), torch.zeros(()))
+    >>> curve.area(), curve.at(torch.tensor([0.25]))
+    (tensor(0.2500), tensor([0.5000]))
+    >>> stacked([curve, curve]).mean(dim=0).y
+    tensor([1., 0., 0.])
+    """
+
+    x: Tensor
+    y: Tensor
+    bracket: Tensor
+
+    def __getitem__(self, index: Any) -> "Curve":
+        """Some of the curves, by their leading dimensions."""
+        return Curve(self.x[index], self.y[index], self.bracket[index])
+
+    def area(self) -> Tensor:
+        """Area (...,) under the curve: the trapezoid mean over x."""
+        return torch.trapezoid(self.y, self.x)
+
+    def at(self, shares: Tensor) -> Tensor:
+        """Scores (..., G) at some shares (G,), interpolated."""
+        rows = zip(*(part.reshape(-1, part.shape[-1]) for part in (self.x, self.y)), strict=True)
+        found = np.array([np.interp(shares, x, y) for x, y in rows])
+        return torch.from_numpy(found).to(self.y).reshape(*self.x.shape[:-1], len(shares))
+
+    def mean(self, dim: int) -> "Curve":
+        """Mean over one of the leading dimensions, such as a picture's targets."""
+        x = self.x.unique()
+        y = self.at(x).mean(dim=dim)
+        return Curve(x.expand_as(y), y, self.bracket.mean(dim=dim))
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What is left while concepts are deleted, what is there while they are inserted (section 4.2).
+
+    ``deletion`` and ``insertion`` are :class:`Curve` s of the same shape (..., S): the score after
+    that share was removed from the reconstruction, or was put alone onto β.
 
     Examples
     --------
     >>> line = torch.tensor([0.0, 1.0])
-    >>> Curves(line, 1 - line, line).auc()
-    (tensor(0.5000), tensor(0.5000))
+    >>> falls, rises = (Curve(line, y, torch.tensor(0.0)) for y in (1 - line, line))
+    >>> both = Curves(falls, rises)
+    >>> both.auc(), both.gain()
+    ((tensor(0.5000), tensor(0.5000)), tensor(0.))
+    >>> pictures = Curves(*(stacked([curve, curve]) for curve in (falls, rises)))
+    >>> pictures.mean(0).deletion.y.tolist()
+    [1.0, 0.0]
     """
 
-    x: Tensor
-    deletion: Tensor
-    insertion: Tensor
+    deletion: Curve
+    insertion: Curve
+
+    def __getitem__(self, index: Any) -> "Curves":
+        """Some of the curves, by their leading dimensions."""
+        return Curves(self.deletion[index], self.insertion[index])
 
     def auc(self) -> tuple[Tensor, Tensor]:
-        """Areas under the deletion and the insertion curves (...,): trapezoid means over x."""
-        return torch.trapezoid(self.deletion, self.x), torch.trapezoid(self.insertion, self.x)
+        """Areas under the deletion and the insertion curves (...,)."""
+        return self.deletion.area(), self.insertion.area()
 
     def gain(self) -> Tensor:
         """Area under insertion minus area under deletion (...,), as in the paper's Figure 4."""
-        deletion, insertion = self.auc()
-        return insertion - deletion
+        return self.insertion.area() - self.deletion.area()
 
     def mean(self, dim: int) -> "Curves":
-        """Means over one dimension of (..., S), such as a picture's targets."""
-        return Curves(self.x, self.deletion.mean(dim=dim), self.insertion.mean(dim=dim))
+        """Mean over one of the leading dimensions of (..., S)."""
+        return Curves(self.deletion.mean(dim), self.insertion.mean(dim))
 
 
 def per_class(importance: Tensor, classes: Tensor | Sequence[int]) -> Tensor:
@@ -93,7 +148,7 @@ def always_on(codes: Tensor, share: float = 0.5) -> Tensor:
 
 def class_curves(
     network: Network, codes: Tensor, concepts: Concepts, importance: Tensor,
-    classes: Tensor | Sequence[int], **options: object,
+    classes: Tensor | Sequence[int], **options: Any,
 ) -> dict[str, Curves]:  # fmt: skip
     """C-deletion and C-insertion (section 4.2.1), every score of :data:`SCORES` from one run.
 
@@ -102,21 +157,33 @@ def class_curves(
     codes
         U (N, HW, k).
     importance
-        (N, k), such as ``class_importance("gig", …)[:, 0]``; the highest goes first.
+        (N, k), such as ``class_importance("gig", …)[:, 0]``; the highest goes first. Or (N, M, k),
+        of M methods: states that their orders have in common are run once.
     classes
         (N,) the network's own predictions for the pictures.
     **options
-        ``axis``, ``steps``, ``held`` and ``batch_size`` of :func:`curves_of`.
+        ``tolerance``, ``axis``, ``held`` and ``batch_size`` of :func:`curves_of`. Halving goes on
+        until the areas of both agreement and probability are known.
 
     Returns
     -------
     dict
-        ``{score: Curves}`` of (N, S).
+        ``{score: Curves}`` of (N, S), or (N, M, S).
 
     Raises
     ------
     ValueError
         If an option is unknown, shapes do not fit, or something is NaN.
+
+    Examples
+    --------
+    >>> from torchvision.models import resnet18
+    >>> network = Network(resnet18(num_classes=5), device="cpu")
+    >>> block, relevance = "layer4.1", torch.tensor([[2.0, 1.0, 0.0]])
+    >>> concepts = Concepts(torch.eye(512)[:3], network.bn_shift(block), torch.arange(3), block)
+    >>> curves = class_curves(network, torch.ones(1, 4, 3), concepts, relevance, [0])["logit"]
+    >>> curves.deletion.x[0]  # one, two, three concepts gone
+    tensor([0.0000, 0.3333, 0.6667, 1.0000], dtype=torch.float64)
     """
     u, concepts = fitting(network, codes, concepts)
     labels = torch.as_tensor(classes).tolist()
@@ -124,13 +191,13 @@ def class_curves(
         raise ValueError(f"{len(labels)} classes for {len(u)} pictures")
 
     def measure(n: int) -> Callable[[Tensor], Tensor]:
-        return lambda x: class_scores(network.propagate(x, concepts.block), labels[n])
+        return lambda x: class_scores(network.propagate(as_maps(x), concepts.block), labels[n])
 
-    found = curves_of(u, concepts, importance, measure, **options)  # type: ignore[arg-type]
-    return {
-        score: Curves(found.x, found.deletion[..., i], found.insertion[..., i])
-        for i, score in enumerate(SCORES)
-    }
+    orders = importance[:, None] if importance.ndim == 2 else importance
+    found = curves_of(u, concepts, orders, measure, lambda order: [0, 1], **options)
+    found = found[:, 0] if importance.ndim == 2 else found
+    last = found.deletion.bracket.ndim - 1
+    return {score: found[(slice(None),) * last + (i,)] for i, score in enumerate(SCORES)}
 
 
 def class_scores(logits: Tensor, label: int) -> Tensor:
@@ -157,20 +224,22 @@ def largest(w: Tensor, unit: Tensor) -> Tensor:
 
 
 def interlayer_curves(
-    network: Network, codes: Tensor, concepts: Concepts, target: str, vector: Tensor,
+    network: Network, codes: Tensor, concepts: Concepts, target: str, vectors: Tensor,
     importance: Tensor, *, project: Callable[[Tensor, Tensor], Tensor] = largest,
-    residual: Tensor | None = None, reference: Tensor | None = None, **options: object,
+    residual: Tensor | None = None, reference: Tensor | None = None, **options: Any,
 ) -> Curves:  # fmt: skip
-    """Interlayer deletion and insertion of one target concept a picture (section 4.2.3, Fig. 5).
+    """Interlayer deletion and insertion of a picture's target concepts (section 4.2.3, Fig. 5).
 
     The score is the projection score over its original value.
 
     Parameters
     ----------
-    target, vector
-        The later block, and its concept's vector, (C_b,), or (N, C_b) one a picture.
+    target, vectors
+        The later block, and the vectors of its concepts, (T, C_b), or (N, T, C_b) where each
+        picture has its own.
     importance
-        (N, k), such as ``interlayer_importance("gig", …)[:, t]``.
+        (N, T, k), such as ``interlayer_importance("gig", …)``; or (N, M, T, k), of M methods. A
+        state that several targets or methods have in common is run once.
     project
         What is scored, from PFVs of the later block and the target's unit vector: (B, P, C_b),
         (C_b,) → (B,). :func:`largest` takes the maximum anew in every state;
@@ -184,10 +253,27 @@ def interlayer_curves(
     **options
         As :func:`class_curves`.
 
+    Returns
+    -------
+    Curves
+        (N, T, S), or (N, M, T, S).
+
     Raises
     ------
     ValueError
-        Also if a picture's original value is not positive: no share of it can be taken.
+        Also if a target's original value is not positive: no share of it can be taken.
+
+    Examples
+    --------
+    >>> from torchvision.models import resnet18
+    >>> network = Network(resnet18(num_classes=5), device="cpu")
+    >>> block = "layer4.0"
+    >>> concepts = Concepts(torch.eye(512)[:3], network.bn_shift(block), torch.arange(3), block)
+    >>> toward = network.preactivations(torch.ones(1, 3, 64, 64))["layer4.1"].mean((2, 3))
+    >>> order = torch.tensor([[[2.0, 1.0, 0.0]]])
+    >>> given = (network, torch.ones(1, 4, 3), concepts, "layer4.1", toward.abs(), order)
+    >>> round(interlayer_curves(*given).insertion.y[0, 0, -1].item(), 4)  # all concepts are there
+    1.0
     """
     u, concepts = fitting(network, codes, concepts)
     whole = reconstruct(u, concepts)
@@ -197,45 +283,65 @@ def interlayer_curves(
     if residual is not None:
         whole = whole + residual.to(whole)
     given = whole if reference is None else reference.to(whole)
-    unit = F.normalize(vector.to(whole), dim=-1).expand(len(u), -1)
+    units = F.normalize(vectors.to(whole), dim=-1).expand(len(u), *vectors.shape[-2:])
+    count = units.shape[1]
+    if importance.ndim not in (3, 4) or importance.shape[-2] != count:
+        raise ValueError(f"importance {tuple(importance.shape)} does not fit {count} targets")
 
-    def score(x: Tensor, n: int) -> Tensor:
-        w = network.propagate(x, concepts.block, target)
-        return project(w.flatten(2).transpose(1, 2), unit[n])
+    def scores(x: Tensor, n: int) -> Tensor:
+        w = network.propagate(as_maps(x), concepts.block, target).flatten(2).transpose(1, 2)
+        return torch.stack([project(w, unit) for unit in units[n]], dim=1)
 
     def measure(n: int) -> Callable[[Tensor], Tensor]:
-        original = score(as_maps(given[n : n + 1]), n)
-        if not original > 0:
-            raise ValueError(f"picture {n}: the target's largest projection is {original[0]:.3g}")
-        return lambda x: (score(x, n) / original)[:, None]
+        with torch.no_grad():
+            original = scores(given[n : n + 1], n)
+        if not (original > 0).all():
+            least = float(original.min())
+            raise ValueError(f"picture {n}: a target's largest projection is {least:.3g}")
+        return lambda x: scores(x, n) / original
 
-    found = curves_of(u, concepts, importance, measure, residual=residual, **options)  # type: ignore[arg-type]
-    return Curves(found.x, found.deletion[..., 0], found.insertion[..., 0])
+    orders = importance.flatten(1, -2)
+    found = curves_of(
+        u, concepts, orders, measure, lambda order: [order % count], residual=residual, **options
+    )
+    rows = torch.arange(orders.shape[1])
+    found = found[:, rows, rows % count]
+    shape = importance.shape[:-1]
+    return Curves(
+        *(
+            Curve(
+                c.x.unflatten(1, shape[1:]), c.y.unflatten(1, shape[1:]), c.bracket.reshape(shape)
+            )
+            for c in (found.deletion, found.insertion)
+        )
+    )
 
 
 @torch.no_grad()
 def curves_of(
     codes: Tensor, concepts: Concepts, importance: Tensor,
-    measure: Callable[[int], Callable[[Tensor], Tensor]], *, axis: str = "all",
-    steps: int | None = None, held: Tensor | None = None, residual: Tensor | None = None,
-    batch_size: int = 16,
+    measure: Callable[[int], Callable[[Tensor], Tensor]], wanted: Callable[[int], Sequence[int]],
+    *, tolerance: float = 0.01, axis: str = "all", held: Tensor | None = None,
+    residual: Tensor | None = None, batch_size: int = 16,
 ) -> Curves:  # fmt: skip
-    """Curves of any scores of a block's pre-activations (section 4.2).
+    """Curves of any scores of a block's PFVs, by several orders (section 4.2).
 
     Parameters
     ----------
     codes
         U (N, HW, k).
     importance
-        (N, k); the highest goes first.
+        (N, M, k), of M orders; the highest goes first.
     measure
-        ``measure(n)`` maps states (B, C, H, W) of picture n to M scores (B, M).
+        ``measure(n)`` maps states (B, HW, C) of picture n to scores (B, J).
+    wanted
+        ``wanted(m)``: the scores whose areas are to be known for order m.
+    tolerance
+        Halving goes on until those areas lie within ± so much, their curves taken as monotone
+        between neighbouring states; 0 runs every state, one a concept. States without a change of
+        codes are not run at all.
     axis
         ``"all"``: x counts all k concepts; ``"active"``: those with a coefficient in the picture.
-    steps
-        Number of intervals on x, at most: their ends are a geometric series from one concept to
-        half of them, mirrored in the other half, because curves bend at both ends. By default
-        one a concept. Where no coefficient changes, nothing is run.
     held
         (k,) booleans: concepts that stay in place throughout and are not counted, such as the
         ones that are :func:`always_on`.
@@ -247,60 +353,167 @@ def curves_of(
     Returns
     -------
     Curves
-        Of (N, S, M).
+        Of (N, M, J, S).
 
     Raises
     ------
     ValueError
-        If the axis is unknown, or the importance does not fit.
+        If the axis is unknown, the tolerance is negative, or the importance does not fit.
+
+    Examples
+    --------
+    >>> concepts = Concepts(torch.eye(2), torch.zeros(2), torch.arange(2))
+    >>> codes, importance = torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[1.0, 0.0]]])
+    >>> def measure(n):  # what is there of the two concepts together
+    ...     return lambda x: x.sum(dim=(1, 2))[:, None]
+    >>> curves_of(codes, concepts, importance, measure, lambda m: [0]).deletion.y[0, 0].tolist()
+    [[4.0, 1.0, 0.0]]
     """
     choice(axis, "axis", "all", "active")
-    if importance.shape != (len(codes), len(concepts)) or importance.isnan().any():
-        raise ValueError(
-            f"importance {tuple(importance.shape)}: expected {(len(codes), len(concepts))}, no NaN"
-        )
-    free = torch.ones(len(concepts), dtype=torch.bool) if held is None else ~held
-    free = free.to(codes.device)
-    x = _places(int(free.sum()), steps, axis)
-    vectors, beta = concepts.vectors, concepts.beta
-    rows: list[Tensor] = []
+    if tolerance < 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance}")
+    expected = (len(codes), len(concepts))
+    if importance.ndim != 3 or (len(importance), importance.shape[2]) != expected:
+        raise ValueError(f"importance {tuple(importance.shape)} does not fit codes {expected}")
+    if importance.isnan().any():
+        raise ValueError("importance holds NaN")
+    free = torch.ones(len(concepts), dtype=torch.bool) if held is None else ~held.cpu()
+    deletions, insertions = [], []
     for n, u in enumerate(codes):
-        value = measure(n)
-        start = beta + u[:, ~free] @ vectors[~free]
-        if residual is not None:
-            start = start + residual[n].to(start)
-        active = u.any(dim=0) & free
-        order = importance[n].argsort(descending=True, stable=True).to(u.device)
-        order = order[(free if axis == "all" else active)[order]]
-        hits = F.pad(active[order].cumsum(dim=0), (1, 0))
-        # How many active concepts each step has passed; equal numbers are one state.
-        passed = hits[(x * len(order)).round().long().to(hits.device)]
-        states, place = passed.unique(return_inverse=True)
-        order = order[active[order]]
-        full = u[:, order] @ vectors[order]
-        prefix, last, found = torch.zeros_like(full), 0, []
-        for part in states.split(batch_size):
-            prefixes = []
-            for state in part.tolist():
-                group = order[last:state]
-                prefix = prefix + u[:, group] @ vectors[group]
-                # Sums in steps drift by rounding; the last state is the reconstruction itself.
-                prefixes.append(full if state == len(order) else prefix)
-                last = state
-            inserted = torch.stack(prefixes)
-            both = (start + full - inserted, start + inserted)
-            found.append(torch.stack([value(as_maps(state)) for state in both]))
-        rows.append(torch.cat(found, dim=1)[:, place].cpu().double())
-    deletion, insertion = torch.stack(rows, dim=1)
-    return Curves(x, deletion, insertion)
+        active = u.any(dim=0).cpu()
+        walks = []
+        for m, row in enumerate(importance[n].cpu()):
+            order = row.argsort(descending=True, stable=True)
+            order = order[(free if axis == "all" else active & free)[order]]
+            for inserting in (False, True):
+                walks.append(_Walk(order, active, free, inserting, list(wanted(m)), tolerance))
+        state = _states(u, concepts, None if residual is None else residual[n])
+        _run(walks, state, measure(n), batch_size)
+        deletions.append(stacked(walk.curve() for walk in walks[0::2]))
+        insertions.append(stacked(walk.curve() for walk in walks[1::2]))
+    return Curves(stacked(deletions), stacked(insertions))
 
 
-def _places(total: int, steps: int | None, axis: str) -> Tensor:
-    """Fractions of ``total`` concepts that are run."""
-    x = torch.arange(total + 1, dtype=torch.float64) / total
-    if steps is not None and steps < total:
-        inner = steps - 1
-        series = torch.logspace(0, log10(total / 2), inner // 2 + 1, dtype=torch.float64) / total
-        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-        x = torch.cat([ends, series[: (inner + 1) // 2], 1 - series[: inner // 2]]).unique()
-    return (x * total).round().unique() / total if axis == "all" else x
+class _Walk:
+    """One order in one direction: the states on its way, and the scores of those that were run.
+
+    State j is what remains, or is there, after the first j concepts that the picture uses.
+    """
+
+    def __init__(
+        self, order: Tensor, active: Tensor, free: Tensor, inserting: bool, wanted: list[int],
+        tolerance: float,
+    ):  # fmt: skip
+        hits = active[order].nonzero()[:, 0].numpy()
+        self.count, self.total, self.inserting = len(hits), max(1, len(order)), inserting
+        # State j stands from place starts[j] on; past the last place there is none.
+        self.starts = np.concatenate([[0], hits + 1, [self.total + 1]])
+        self.rank = np.full(len(active), self.count)
+        self.rank[order[hits].numpy()] = np.arange(self.count)
+        self.active, self.held = active.numpy(), (active & ~free).numpy()
+        self.wanted, self.tolerance = wanted, tolerance
+        self.scores: dict[int, Tensor] = {}
+
+    def present(self, state: int) -> NDArray[np.bool_]:
+        """Which concepts (k,) are there in a state."""
+        first = self.rank < state
+        return self.held | (first if self.inserting else self.active & ~first)
+
+    def next(self) -> list[int]:
+        """States to run next: middles of intervals that leave the area open; none at the end."""
+        if not self.scores:
+            if not self.tolerance:
+                return list(range(self.count + 1))
+            half = self.count // 2
+            few = {0, 1, int(half**0.5), half}
+            return sorted({min(j, self.count) for j in few} | {self.count - j for j in few})
+        states, open_ = self._open()
+        error = open_[:, self.wanted].max(axis=1, initial=0)
+        largest_first = error.argsort()[::-1]
+        left = error.sum() - error[largest_first].cumsum()
+        if error.sum() <= self.tolerance:
+            return []
+        halved = largest_first[: 1 + int((left > self.tolerance / 2).sum())]
+        middles = []
+        for low, high in zip(states[halved], states[halved + 1], strict=True):
+            middle = (self.starts[low + 1] + self.starts[high]) / 2
+            inside = self.starts[low + 1 : high]
+            middles.append(low + 1 + int(np.abs(inside - middle).argmin()))
+        return middles
+
+    def _open(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """States that were run, and what is open between neighbours: half of |Δscore| · Δx."""
+        states = np.array(sorted(self.scores))
+        scores = torch.stack([self.scores[j] for j in states]).numpy()
+        # Places whose state was not run; between neighbours there are none.
+        unknown = self.starts[states[1:]] - self.starts[states[:-1] + 1]
+        width = np.where(np.diff(states) > 1, unknown, 0) / self.total
+        return states, 0.5 * np.abs(np.diff(scores, axis=0)) * width[:, None]
+
+    def curve(self) -> Curve:
+        """The curve (J, S) through the states that were run, each as long as it stands."""
+        states, error = self._open()
+        places = np.stack([self.starts[states], self.starts[states + 1] - 1], axis=1)
+        kept = np.concatenate([np.ones((len(states), 1), bool), places[:, 1:] > places[:, :1]], 1)
+        x = torch.from_numpy(places[kept] / self.total)
+        y = torch.stack([self.scores[j] for j in states for _ in range(2)])[kept.flatten()]
+        return Curve(x.expand(y.shape[1], -1), y.T, torch.from_numpy(error.sum(axis=0)))
+
+
+def _run(
+    walks: list[_Walk], state: Callable[[Tensor], Tensor], measure: Callable[[Tensor], Tensor],
+    batch_size: int,
+) -> None:  # fmt: skip
+    """Run what the walks ask for, all of them together, no state twice."""
+    known: dict[bytes, Tensor] = {}
+    while asked := [(walk, j, walk.present(j)) for walk in walks for j in walk.next()]:
+        new = {p.tobytes(): p for _, _, p in asked if p.tobytes() not in known}
+        names, rows = list(new), torch.from_numpy(np.array(list(new.values())))
+        if names:
+            found = torch.cat([measure(state(part)) for part in rows.split(batch_size)])
+            known |= zip(names, found.cpu().double(), strict=True)
+        for walk, j, present in asked:
+            walk.scores[j] = known[present.tobytes()]
+
+
+def _states(u: Tensor, concepts: Concepts, residual: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Which concepts are there (B, k) → PFVs (B, HW, C) of one picture with codes u (HW, k)."""
+    row, column = u.nonzero(as_tuple=True)
+    values, ends = u[row, column], torch.bincount(row, minlength=len(u)).cumsum(0)
+    starts = F.pad(ends, (1, 0))[:-1]
+    ground = concepts.beta if residual is None else concepts.beta + residual.to(u)
+
+    def state(present: Tensor) -> Tensor:
+        kept = values * present.to(u.device)[:, column]
+        # A sum over the few concepts that a PFV uses, not over all: the same at any k.
+        batch = torch.arange(len(kept), device=u.device)[:, None]
+        bags = (starts + batch * len(values)).flatten()
+        summed = F.embedding_bag(
+            column.repeat(len(kept)), concepts.vectors, bags, mode="sum",
+            per_sample_weights=kept.flatten(),
+        )  # fmt: skip
+        return ground + summed.reshape(len(kept), len(u), -1)
+
+    return state
+
+
+def stacked(curves: Iterable[Curve]) -> Curve:
+    """Curves of one shape (..., S) as one more dimension in front; short rows repeat their end.
+
+    Not in the paper.
+
+    Examples
+    --------
+    >>> ends, zero = torch.tensor([0.0, 1.0]), torch.tensor(0.0)
+    >>> middle = torch.tensor([0.0, 0.5, 1.0])
+    >>> stacked([Curve(ends, ends, zero), Curve(middle, middle, zero)]).x.tolist()
+    [[0.0, 1.0, 1.0], [0.0, 0.5, 1.0]]
+    """
+    curves = list(curves)
+    size = max(curve.x.shape[-1] for curve in curves)
+
+    def padded(part: Tensor) -> Tensor:
+        return torch.cat([part, part[..., -1:].expand(*part.shape[:-1], size - part.shape[-1])], -1)
+
+    x, y = (torch.stack([padded(getattr(c, name)) for c in curves]) for name in ("x", "y"))
+    return Curve(x, y, torch.stack([curve.bracket for curve in curves]))

@@ -4,6 +4,7 @@ Figures 1, 3, 6 and 10 of the paper.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import networkx as nx
 import torch
@@ -17,8 +18,8 @@ from .network import Network
 
 def concept_graph(
     network: Network, codes: Mapping[str, Tensor], concepts: Mapping[str, Concepts],
-    classes: Sequence[int], *, top: int = 5, shared: int = 3, points: int = 16,
-    names: Mapping[str, str] | None = None,
+    classes: Sequence[int], *, top: int = 5, shared: int = 3,
+    names: Mapping[str, str] | None = None, **options: Any,
 ) -> nx.DiGraph:  # fmt: skip
     """Concept graph of one picture, of one class, or of two classes (Figures 1, 3, 6 and 10).
 
@@ -40,10 +41,11 @@ def concept_graph(
         The class (N,) that each picture stands for; one or two different ones.
     top, shared
         Concepts a class and block, and concepts that two classes share.
-    points
-        Quadrature points of GIG.
     names
         The reader's names for concepts, by node: ``{"layer3.5/12": "bird chest"}``.
+    **options
+        Of :func:`gig_helpers.gig.attribute`; by default a ``tolerance`` of 5 %, since lines of a
+        graph differ by more.
 
     Returns
     -------
@@ -58,6 +60,18 @@ def concept_graph(
     ------
     ValueError
         If there are no or more than two classes, fewer than one block, or shapes that do not fit.
+
+    Examples
+    --------
+    >>> from torchvision.models import resnet18
+    >>> network, codes, concepts = Network(resnet18(), device="cpu"), {}, {}
+    >>> for block in ("layer4.0", "layer4.1"):
+    ...     v, beta = torch.rand(3, 512), network.bn_shift(block)
+    ...     concepts[block] = Concepts(v, beta, torch.arange(3), block)
+    ...     codes[block] = torch.rand(1, 4, 3)
+    >>> graph = concept_graph(network, codes, concepts, [243], top=2, points=2)
+    >>> graph.nodes["class/243"]["name"]
+    'bull mastiff'
     """
     targets = sorted(set(classes), key=list(classes).index)
     blocks = list(codes)
@@ -72,17 +86,19 @@ def concept_graph(
             )
     of_class = [torch.tensor([c == target for c in classes]) for target in targets]
 
-    graph = nx.DiGraph(blocks=blocks, classes=targets, pictures=len(classes), points=points)
+    graph = nx.DiGraph(blocks=blocks, classes=targets, pictures=len(classes))
+    options = {"tolerance": 0.05, **options}
     for label in targets:
         graph.add_node(f"class/{label}", kind="class", block="class", name=class_names()[label])
     chosen: dict[str, Tensor] = {}
     relevance: dict[str, Tensor] = {}
     for block in blocks:
         here = concepts[block]
-        every = class_relevance(
-            network, codes[block], here.vectors, block, targets, beta=here.beta, points=points
-        ).cpu()
-        relevance[block] = torch.stack([every[rows, t].mean(0) for t, rows in enumerate(of_class)])
+        own = class_relevance(
+            network, codes[block], here.vectors, block, [[c] for c in classes], beta=here.beta,
+            **options,
+        )[:, 0].cpu()  # fmt: skip
+        relevance[block] = torch.stack([own[rows].mean(0) for rows in of_class])
         groups = _choose(relevance[block], top, shared)
         for concept, group in groups.items():
             node = f"{block}/{concept}"
@@ -90,12 +106,15 @@ def concept_graph(
             about["group"] = group if isinstance(group, str) else str(targets[group])
             values = relevance[block][:, concept].tolist()
             graph.add_node(node, **about, relevance=values, name=(names or {}).get(node, ""))
-        chosen[block] = torch.tensor(list(groups))
+        chosen[block] = torch.tensor(list(groups), dtype=torch.long)
 
     for source, target in zip(blocks, blocks[1:], strict=False):
         here, above = concepts[source], concepts[target].vectors[chosen[target]]
-        options = {"beta": here.beta, "points": points}
-        found = gig(network, codes[source], here.vectors, source, target, above, **options)
+        if not len(above):  # no concept of the later block speaks for a class
+            continue
+        found = gig(
+            network, codes[source], here.vectors, source, target, above, beta=here.beta, **options
+        )
         _add_edges(graph, source, chosen[source], target, chosen[target], found.cpu().mean(0))
     last = blocks[-1]
     _add_edges(graph, last, chosen[last], "class", torch.tensor(targets), relevance[last])

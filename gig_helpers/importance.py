@@ -34,6 +34,16 @@ class Question:
     respond
         Pre-activations (B, C, H, W) and the block's name → what the targets are directions of,
         (B, D): the logits, or the later block's PFVs summed over positions.
+
+    Examples
+    --------
+    >>> concepts = Concepts(torch.eye(2), torch.zeros(2), torch.arange(2), "layer4.1")
+    >>> def respond(x, block):
+    ...     return x.sum(dim=(2, 3))
+    >>> codes, directions = torch.ones(1, 4, 2), torch.tensor([[[1.0, 0.0]]])
+    >>> asked = Question(codes, concepts, directions, None, respond, seed=0, batch_size=8)
+    >>> asked.response(torch.ones(1, 2, 2, 2))
+    tensor([[4., 4.]])
     """
 
     codes: Tensor
@@ -51,7 +61,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Method:
-    """A method of :data:`METHODS`: what it takes as importance, and its cost (section 4.2)."""
+    """A method of :data:`METHODS`: what it takes as importance, and its cost (section 4.2).
+
+    Examples
+    --------
+    >>> METHODS["ablation"].cost, METHODS["ablation"].affordable
+    ('one forward pass a concept in use', False)
+    """
 
     importance: Callable[[Question], Tensor]
     cost: str
@@ -140,7 +156,7 @@ def class_importance(
     classes
         (T,) class numbers, or (N, T) where each picture has its own.
     **options
-        ``seed`` of the random order, 0 by default; ``points``, ``batch_size`` and others of
+        ``seed`` of the random order, 0 by default; ``tolerance``, ``batch_size`` and others of
         :func:`gig_helpers.gig.class_relevance`.
 
     Returns
@@ -186,6 +202,16 @@ def interlayer_importance(
     -----
     The other parameters, what is returned and what is raised are those of
     :func:`class_importance`, with options of :func:`gig_helpers.gig.gig`.
+
+    Examples
+    --------
+    >>> from torchvision.models import resnet18
+    >>> network = Network(resnet18(num_classes=5), device="cpu")
+    >>> block, codes = "layer4.0", torch.tensor([[[1.0, 0.0, -2.0]] * 4])
+    >>> concepts = Concepts(torch.eye(512)[:3], network.bn_shift(block), torch.arange(3), block)
+    >>> given = (network, codes, concepts, "layer4.1", torch.ones(1, 512))
+    >>> interlayer_importance("activation", *given).tolist()
+    [[[4.0, 0.0, 8.0]]]
     """
     network.span(concepts.block, target)
     u, concepts = fitting(network, codes, concepts)
@@ -217,6 +243,14 @@ def fitting(network: Network, codes: Tensor, concepts: Concepts) -> tuple[Tensor
     ------
     ValueError
         If codes, concepts and network do not fit each other, or the codes hold NaN.
+
+    Examples
+    --------
+    >>> from torchvision.models import resnet18
+    >>> network = Network(resnet18(num_classes=5), device="cpu").double()
+    >>> own = Concepts(torch.eye(512)[:2], torch.zeros(512), torch.arange(2), "layer4.1")
+    >>> fitting(network, torch.ones(1, 4, 2), own)[0].dtype
+    torch.float64
     """
     shift = network.bn_shift(concepts.block)
     if codes.ndim != 3 or codes.shape[-1] != len(concepts) or shift.shape != concepts.beta.shape:

@@ -8,6 +8,7 @@ from linear import GAMMA, Linear, U, V, concepts_of
 
 from gig_helpers.codes import reconstruct
 from gig_helpers.curves import (
+    Curve,
     Curves,
     always_on,
     class_curves,
@@ -22,44 +23,58 @@ def net():
     return Linear()
 
 
-def logits(*arguments, **options) -> Curves:
-    return class_curves(*arguments, **options)["logit"]
+def logits(*arguments, tolerance=0, **options) -> Curves:
+    return class_curves(*arguments, tolerance=tolerance, **options)["logit"]
+
+
+def rows(curve: Curve) -> list:
+    return curve.y.tolist()
 
 
 def test_logit_curves_and_areas_by_hand(net):
     curves = logits(net, U, V, GAMMA, [0])
     # Order 0, 1, 3 (no coefficient), 2; the reconstruction has 3 + 2 − 4 − 1 = 0, β alone −1.
-    assert curves.x.tolist() == [0, 0.25, 0.5, 0.75, 1]
-    torch.testing.assert_close(curves.deletion, torch.tensor([[0, -3, -5, -5, -1]]).double())
-    torch.testing.assert_close(curves.insertion, torch.tensor([[-1, 2, 4, 4, 0]]).double())
+    assert curves.deletion.x.tolist() == curves.insertion.x.tolist() == [[0, 0.25, 0.5, 0.75, 1]]
+    torch.testing.assert_close(curves.deletion.y, torch.tensor([[0, -3, -5, -5, -1]]).double())
+    torch.testing.assert_close(curves.insertion.y, torch.tensor([[-1, 2, 4, 4, 0]]).double())
     deletion, insertion = curves.auc()
     assert deletion.item() == pytest.approx((0 / 2 - 3 - 5 - 5 - 1 / 2) / 4)
     assert insertion.item() == pytest.approx((-1 / 2 + 2 + 4 + 4 + 0 / 2) / 4)
     assert curves.gain().item() == pytest.approx((9.5 + 13.5) / 4)
-    two = Curves(curves.x, torch.stack([curves.deletion, 0 * curves.deletion], 1), curves.insertion)
-    torch.testing.assert_close(two.mean(1).deletion, curves.deletion / 2)
+    assert not curves.deletion.bracket.any() and not curves.insertion.bracket.any()
+
+
+def test_the_mean_of_curves_that_were_run_at_other_places():
+    x, y = torch.tensor([[0, 0.5, 1], [0, 0.25, 1]]), torch.tensor([[1.0, 0, 0], [1.0, 1, 0]])
+    mean = Curve(x, y, torch.tensor([0.1, 0.3])).mean(0)
+    assert mean.x.tolist() == [0, 0.25, 0.5, 1]
+    # At 0.25 the first has 1/2 on its way down, at 0.5 the second 2/3.
+    torch.testing.assert_close(mean.y, torch.tensor([1, 0.75, 1 / 3, 0]))
+    assert mean.bracket.item() == pytest.approx(0.2)
+    assert mean.area().item() == pytest.approx(Curve(x, y, mean.bracket).area().mean().item())
 
 
 def test_agreement_and_probability(net):
-    found = class_curves(net, U, V, GAMMA, [0])
+    found = class_curves(net, U, V, GAMMA, [0], tolerance=0)
     assert list(found) == ["agreement", "probability", "logit"]
     # argmax is 0 where the logit is ≥ 0, the first of equals.
-    assert found["agreement"].deletion.tolist() == [[1, 0, 0, 0, 0]]
-    assert found["agreement"].insertion.tolist() == [[0, 1, 1, 1, 1]]
-    torch.testing.assert_close(found["probability"].insertion, found["logit"].insertion.sigmoid())
-    assert net.seen == 2 * 4, "one run for all scores: none, one, two, three concepts; twice"
+    assert rows(found["agreement"].deletion) == [[1, 0, 0, 0, 0]]
+    assert rows(found["agreement"].insertion) == [[0, 1, 1, 1, 1]]
+    probability, logit = found["probability"].insertion.y, found["logit"].insertion.y
+    torch.testing.assert_close(probability, logit.sigmoid())
+    assert net.seen == 2 * 4 - 2, "none, one, two, three concepts, both ways; both ends are shared"
 
 
 def test_absolute_active_and_held(net):
     absolute = logits(net, U, V, GAMMA.abs(), [0])
-    assert absolute.insertion.tolist() == [[-1, -5, -2, 0, 0]]  # order 2, 0, 1, 3
-    active = logits(net, U, V, GAMMA, [0], axis="active", steps=3)
-    assert active.insertion.tolist() == [[-1, 2, 4, 0]]
-    torch.testing.assert_close(active.x, torch.tensor([0, 0.25, 0.75, 1]).double())
+    assert rows(absolute.insertion) == [[-1, -5, -2, 0, 0]]  # order 2, 0, 1, 3
+    active = logits(net, U, V, GAMMA, [0], axis="active")
+    assert rows(active.insertion) == [[-1, 2, 4, 0]]
+    torch.testing.assert_close(active.insertion.x, torch.tensor([[0, 1 / 3, 2 / 3, 1]]).double())
     held = torch.tensor([True, False, False, False])
     kept = logits(net, U, V, GAMMA, [0], held=held)
-    assert kept.insertion.tolist() == [[2, 4, 4, 0]]
-    assert kept.deletion.tolist() == [[0, -2, -2, 2]]
+    assert rows(kept.insertion) == [[2, 4, 4, 0]]
+    assert rows(kept.deletion) == [[0, -2, -2, 2]]
 
 
 def test_ranking_per_class(net):
@@ -69,87 +84,118 @@ def test_ranking_per_class(net):
     # The second picture's scores turn the order of the class round: 2 comes first.
     scores = torch.cat([GAMMA, torch.tensor([[0.0, 0, 99, 0]]).double()])
     curves = logits(net, U.repeat(2, 1, 1), V, per_class(scores, [0, 0]), [0, 0])
-    assert curves.insertion.tolist() == [[-1, -5, -2, 0, 0]] * 2
+    assert rows(curves.insertion) == [[-1, -5, -2, 0, 0]] * 2
 
 
 def test_the_concepts_own_beta_is_the_ground(net):
     own = concepts_of(V.vectors, torch.tensor([0.0, 0.5, 0]).double())  # 2 · 0.5 · 4 for logit 0
     curves = logits(net, U, own, GAMMA, [0])
-    torch.testing.assert_close(curves.insertion, torch.tensor([[4, 7, 9, 9, 5]]).double())
-    torch.testing.assert_close(curves.deletion, torch.tensor([[5, 2, 0, 0, 4]]).double())
+    torch.testing.assert_close(curves.insertion.y, torch.tensor([[4, 7, 9, 9, 5]]).double())
+    torch.testing.assert_close(curves.deletion.y, torch.tensor([[5, 2, 0, 0, 4]]).double())
 
 
 def test_steps_that_change_nothing_are_not_run(net):
     codes = torch.zeros(1, 4, 500, dtype=torch.float64)
     codes[0, 0, [3, 77, 400]] = 1
     concepts = concepts_of(torch.ones(500, 3).double())
-    curves = logits(net, codes, concepts, torch.rand(1, 500), [0])
-    assert len(curves.x) == 501
-    assert net.seen == 2 * 4  # none, one, two, three concepts; twice
+    importance = torch.zeros(1, 500)
+    importance[0, [77, 3]] = torch.tensor([2.0, 1.0])  # 400 comes after all the others before it
+    curves = logits(net, codes, concepts, importance, [0])
+    assert net.seen == 2 * 4 - 2  # none, one, two, three concepts; both ways
+    # A state is a plateau for as long as nothing changes: 77 and 3 go first, 400 in its turn.
+    assert (curves.deletion.x * 500).round().tolist() == [[0, 1, 2, 400, 401, 500]]
 
 
-def test_few_steps_lie_close_together_at_both_ends(net):
-    concepts = concepts_of(torch.ones(64, 3).double())
-    curves = logits(
-        net, torch.ones(1, 1, 64).double(), concepts, torch.arange(64.0)[None], [0], steps=6
-    )
-    # From 1 to 32 by factors of 32^(1/2) = 5.7, and the same from the other end.
-    assert (curves.x * 64).tolist() == [0, 1, 6, 32, 58, 63, 64]
-    # By hand: u v = s(1, 1, 1), of which logit 0 takes 1 + 2 − 4.
-    torch.testing.assert_close(curves.insertion[0], -0.25 - 64 * curves.x, rtol=0, atol=1e-9)
-    assert curves.auc()[1].item() == pytest.approx(-0.25 - 32)  # exact for a straight line
+def crowd(count: int = 400, seed: int = 0):
+    """One picture with many concepts, of which few matter, and an order that knows them."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.rand(count, 3, generator=generator, dtype=torch.float64) ** 8
+    concepts = concepts_of(vectors * torch.tensor([1.0, 1, 0]))
+    codes = torch.ones(1, 1, count, dtype=torch.float64) * 0.2
+    return codes, concepts, (vectors[:, 0] + 2 * vectors[:, 1])[None]
 
 
-@pytest.mark.parametrize("steps", [None, 7])
-@pytest.mark.parametrize("axis", ["all", "active"])
-def test_ends_are_the_reconstruction_and_beta(net, axis, steps):
-    generator = torch.Generator().manual_seed(0)
-    codes = torch.randn(3, 4, 40, generator=generator)
-    codes = codes * (torch.rand(codes.shape, generator=generator) < 0.02)
-    concepts = concepts_of(torch.randn(40, 3, generator=generator))
-    scores = torch.randn(3, 40, generator=generator)
-    curves = logits(net, codes, concepts, scores, [0, 1, 0], axis=axis, steps=steps, batch_size=3)
-    full = codes.double() @ concepts.vectors.double() + net.bn_shift("a")
-    maps = full.transpose(1, 2).reshape(3, 3, 2, 2)
-    whole = net.propagate(maps, "a")[torch.arange(3), [0, 1, 0]]
-    nothing = torch.tensor([-1.0, 0.0, -1.0], dtype=torch.float64)
-    # States of which batches differ in size round differently in float64.
-    close = {"rtol": 1e-12, "atol": 1e-12}
-    torch.testing.assert_close(curves.deletion[:, -1], nothing, **close)
-    torch.testing.assert_close(curves.insertion[:, 0], nothing, **close)
-    torch.testing.assert_close(curves.insertion[:, -1], curves.deletion[:, 0], **close)
-    # Against another order of summation.
-    torch.testing.assert_close(curves.deletion[:, 0], whole, **close)
+@pytest.mark.parametrize("seed", range(4))
+def test_halving_finds_the_area_of_one_step_a_concept(net, seed):
+    """Within the bracket that it states, with a tenth of the states; a random order too."""
+    codes, concepts, good = crowd(seed=seed)
+    for importance in (good, torch.rand(good.shape, generator=torch.Generator().manual_seed(seed))):
+        net.seen = 0
+        exact = class_curves(net, codes, concepts, importance, [0], tolerance=0)
+        every, net.seen = net.seen, 0
+        found = class_curves(net, codes, concepts, importance, [0], tolerance=0.02)
+        assert net.seen <= every / 10
+        for score in ("agreement", "probability"):
+            for way in ("deletion", "insertion"):
+                one, all_ = getattr(found[score], way), getattr(exact[score], way)
+                assert (all_.y.diff() >= 0).all() or (all_.y.diff() <= 0).all(), "monotone"
+                assert (one.bracket <= 0.02).all() and not all_.bracket.any()
+                # Rounding of sums: a millionth of what the bracket allows.
+                assert ((one.area() - all_.area()).abs() <= one.bracket + 1e-8).all()
 
 
-VECTOR = torch.tensor([5.0, 0.0])
+def test_a_finer_tolerance_runs_more(net):
+    codes, concepts, importance = crowd()
+    seen = []
+    for tolerance in (0.1, 0.01, 0.001):
+        net.seen = 0
+        class_curves(net, codes, concepts, importance, [0], tolerance=tolerance)
+        seen.append(net.seen)
+    assert seen[0] < seen[1] < seen[2]
+
+
+def test_orders_that_agree_are_run_once(net):
+    codes, concepts, importance = crowd()
+    alone = logits(net, codes, concepts, importance, [0], tolerance=0.01)
+    once, net.seen = net.seen, 0
+    both = torch.stack([importance, 3 * importance, -importance], dim=1)
+    found = logits(net, codes, concepts, both, [0], tolerance=0.01)
+    for m in (0, 1):
+        assert torch.equal(found[:, m].deletion.at(alone.deletion.x[0]), alone.deletion.y)
+    # Deleting in one order leaves what inserting in the opposite one has put in.
+    assert net.seen < 2 * once
+    swapped = found[0, 2].insertion.at(1 - alone.deletion.x[0])
+    torch.testing.assert_close(swapped, alone.deletion.y[0], rtol=0, atol=0.05)
+
+
+VECTOR = torch.tensor([[5.0, 0.0]])
+
+
+def between(*arguments, **options) -> Curves:
+    """The curves (N, S) of one target, one step a concept."""
+    return interlayer_curves(*arguments, tolerance=0, **options)[:, 0]
 
 
 def test_interlayer_curves_by_hand(net):
-    scores = torch.tensor([[3.0, 0, 2, 0]])
+    scores = torch.tensor([[[3.0, 0, 2, 0]]])
     arguments = (net, U, V, "b", VECTOR, scores)
     # ⟨w_i, (1, 0)⟩ = x_0 + 2 x_2 with x_0 = u_0 − 0.25: 0.75 and 3.75, and −0.25 without codes.
     # Order 0, 2, 1, 3.
-    curves = interlayer_curves(*arguments)
-    expected = torch.tensor([[-0.25, 1.75, 3.75, 3.75, 3.75]]).double() / 3.75
-    torch.testing.assert_close(curves.insertion, expected)
-    expected = torch.tensor([[3.75, 1.75, -0.25, -0.25, -0.25]]).double() / 3.75
-    torch.testing.assert_close(curves.deletion, expected)
+    curves = between(*arguments)
+    expected = torch.tensor([[-0.25, 1.75, 3.75, 3.75]]).double() / 3.75
+    torch.testing.assert_close(curves.insertion.y[:, :4], expected)
+    expected = torch.tensor([[3.75, 1.75, -0.25, -0.25]]).double() / 3.75
+    torch.testing.assert_close(curves.deletion.y[:, :4], expected)
     shift = net.bn_shift("b")  # (1, 0)
-    centred = interlayer_curves(*arguments, project=lambda w, unit: largest(w - shift, unit))
-    expected = torch.tensor([[-1.25, 0.75, 2.75, 2.75, 2.75]]).double() / 2.75
-    torch.testing.assert_close(centred.insertion, expected)
+    centred = between(*arguments, project=lambda w, unit: largest(w - shift, unit))
+    expected = torch.tensor([[-1.25, 0.75, 2.75, 2.75]]).double() / 2.75
+    torch.testing.assert_close(centred.insertion.y[:, :4], expected)
 
 
-def test_each_picture_may_have_its_own_target(net):
-    codes, scores = U.repeat(2, 1, 1), torch.tensor([[3.0, 0, 2, 0]] * 2)
-    vectors = torch.tensor([[5.0, 0], [0, 2]])
-    both = interlayer_curves(net, codes, V, "b", vectors, scores)
-    for n, vector in enumerate(vectors):
-        one = interlayer_curves(net, U, V, "b", vector, scores[:1])
-        torch.testing.assert_close(both.insertion[n], one.insertion[0])
-        torch.testing.assert_close(both.deletion[n], one.deletion[0])
-    assert not torch.allclose(both.insertion[0], both.insertion[1])
+def test_targets_and_methods_of_a_picture_share_their_states(net):
+    codes = U.repeat(2, 1, 1)
+    orders = torch.tensor([[3.0, 0, 2, 0], [0, 2, 3, 1]])
+    vectors = torch.tensor([[[5.0, 0], [0, 2]], [[1.0, 1], [2, 0]]])
+    importance = orders[:, None].expand(2, 2, 2, 4)  # two methods, of which each has one order
+    many = interlayer_curves(net, codes, V, "b", vectors, importance, tolerance=0)
+    assert many.deletion.bracket.shape == (2, 2, 2)
+    seen, net.seen = net.seen, 0
+    for n, m, t in ((n, m, t) for n in (0, 1) for m in (0, 1) for t in (0, 1)):
+        one = between(net, U, V, "b", vectors[n, t][None], orders[m][None, None])
+        for way in ("deletion", "insertion"):
+            torch.testing.assert_close(getattr(many, way).y[n, m, t], getattr(one, way).y[0])
+    assert seen < net.seen / 2
+    assert not torch.allclose(many.insertion.y[0, 0, 0], many.insertion.y[0, 0, 1])
 
 
 def test_the_maximum_may_be_fixed(net):
@@ -157,24 +203,24 @@ def test_the_maximum_may_be_fixed(net):
     # with concept 2 gone first and 0 kept both are compared anew.
     codes = torch.zeros(1, 4, 4).double()
     codes[0, :2] = torch.tensor([[4.0, 0, 0, 0], [1, 0, 2, 0]])  # projections 3.75 and 4.75
-    scores = torch.tensor([[0.0, 0, 1, -1]])
+    scores = torch.tensor([[[0.0, 0, 1, -1]]])
     arguments = (net, codes, V, "b", VECTOR, scores)
-    each = interlayer_curves(*arguments).deletion[0, 1]
-    fixed = interlayer_curves(*arguments, project=lambda w, unit: w[:, 1] @ unit).deletion[0, 1]
+    each = between(*arguments).deletion.y[0, 1]
+    fixed = between(*arguments, project=lambda w, unit: w[:, 1] @ unit).deletion.y[0, 1]
     assert each == pytest.approx(3.75 / 4.75) and fixed == pytest.approx(0.75 / 4.75)
 
 
 def test_residual_and_reference(net):
-    scores = torch.tensor([[3.0, 0, 2, 0]])
+    scores = torch.tensor([[[3.0, 0, 2, 0]]])
     arguments = (net, U, V, "b", VECTOR, scores)
     error = torch.zeros(1, 4, 3).double()
     error[0, 1, 0] = 1
     original = reconstruct(U, V) + error  # its maximum is 4.75
-    other = interlayer_curves(*arguments, reference=original)
-    assert other.deletion[0, 0] == pytest.approx(3.75 / 4.75)
-    kept = interlayer_curves(*arguments, residual=error)
-    assert kept.deletion[0, 0] == pytest.approx(1)
-    assert kept.deletion[0, -1] == pytest.approx(0.75 / 4.75)  # β and ε remain
+    other = between(*arguments, reference=original)
+    assert other.deletion.y[0, 0] == pytest.approx(3.75 / 4.75)
+    kept = between(*arguments, residual=error)
+    assert kept.deletion.y[0, 0] == pytest.approx(1)
+    assert kept.deletion.y[0, -1] == pytest.approx(0.75 / 4.75)  # β and ε remain
     for name in ("residual", "reference"):
         with pytest.raises(ValueError, match=rf"{name} \(1, 1, 3\), expected \(1, 4, 3\)"):
             interlayer_curves(*arguments, **{name: original[:, :1]})
@@ -182,8 +228,8 @@ def test_residual_and_reference(net):
 
 def test_a_target_that_is_not_there(net):
     everywhere = U[:, [0, 1, 0, 1]]
-    arguments = (net, everywhere, V, "b", torch.tensor([-1.0, 0.0]), torch.zeros(1, 4))
-    with pytest.raises(ValueError, match="picture 0: the target's largest projection is -0.75"):
+    arguments = (net, everywhere, V, "b", torch.tensor([[-1.0, 0.0]]), torch.zeros(1, 1, 4))
+    with pytest.raises(ValueError, match="picture 0: a target's largest projection is -0.75"):
         interlayer_curves(*arguments)
 
 
@@ -197,8 +243,11 @@ def test_always_on():
     [
         (lambda n: class_curves(n, U[:, :2], V, GAMMA, [0]), "2 positions, not 1×1"),
         (lambda n: class_curves(n, U, V, GAMMA, [0], axis="y"), "unknown axis"),
-        (lambda n: class_curves(n, U, V, GAMMA[0], [0]), "expected"),
-        (lambda n: class_curves(n, U, V, GAMMA * math.nan, [0]), "no NaN"),
+        (lambda n: class_curves(n, U, V, GAMMA[0], [0]), "does not fit codes"),
+        (lambda n: class_curves(n, U, V, GAMMA[:, :3], [0]), "does not fit codes"),
+        (lambda n: class_curves(n, U, V, GAMMA * math.nan, [0]), "importance holds NaN"),
+        (lambda n: class_curves(n, U, V, GAMMA, [0], tolerance=-1), "tolerance must not be"),
+        (lambda n: interlayer_curves(n, U, V, "b", VECTOR, GAMMA), "does not fit 1 targets"),
         (lambda n: class_curves(n, U, V, GAMMA, [0, 0]), "2 classes for 1 pictures"),
         (lambda n: class_curves(n, U, concepts_of(V.vectors[:3]), GAMMA, [0]), "do not fit a"),
         (lambda n: class_curves(n, U / 0, V, GAMMA, [0]), "codes hold NaN"),

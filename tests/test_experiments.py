@@ -26,8 +26,8 @@ def small(network, pictures, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "RESULTS", tmp_path)
     monkeypatch.setenv("GIG_ARTIFACTS", str(folder))
     profile = replace(
-        profiles.get("quick"), blocks=BLOCKS, evaluation_pictures=3, evaluation_steps=2,
-        evaluation_targets=1, points=2, per_image=8, pfvs_per_concept=10,
+        profiles.get("quick"), blocks=BLOCKS, evaluation_pictures=3, gap=0.5,
+        evaluation_targets=1, bracket=0.5, per_image=8, pfvs_per_concept=10,
     )  # fmt: skip
     return run.Run(profile, network, pictures.subset(range(0, len(pictures), 5)))
 

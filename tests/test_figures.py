@@ -6,7 +6,7 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from gig_helpers.curves import Curves
+from gig_helpers.curves import Curve, Curves
 from gig_helpers.report import figures
 from gig_helpers.report.statistics import Interval
 
@@ -25,14 +25,20 @@ def test_curves_show_mean_and_standard_error():
 
 def test_a_label_has_one_colour_in_every_panel():
     line = torch.tensor([0.0, 0.5, 1.0])
-    both = Curves(line, torch.stack([1 - line, 1 - line]), torch.stack([line, line]))
+    falls, rises = (Curve(*torch.stack([line, y]).expand(2, 2, 3).unbind(1), torch.zeros(2))
+                    for y in (1 - line, line))  # fmt: skip
+    both = Curves(falls, rises)
     figure = figures.curve_grid({"one": {"a": both}, "two": {"b": both, "a": both}}, "logit")
     top, bottom = figure.axes[:2], figure.axes[2:]
     assert [axes.get_title() for axes in top] == ["one", "two"]
     colours = [{drawn.get_label(): drawn.get_color() for drawn in axes.lines} for axes in top]
     assert colours[0]["a"] == colours[1]["a"] != colours[1]["b"]
-    assert top[0].lines[0].get_ydata().tolist() == [1, 0.5, 0]
-    assert bottom[0].lines[0].get_ydata().tolist() == [0, 0.5, 1]
+    (above,), (below,) = (
+        [drawn.get_ydata().tolist() for drawn in axes.lines if drawn.get_label() == "a"]
+        for axes in (top[0], bottom[0])
+    )
+    assert above == [1, 0.5, 0] and below == [0, 0.5, 1]
+    assert len(top[0].lines) == 2 + 1, "each picture, and their mean"
     plt.close(figure)
 
 

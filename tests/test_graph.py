@@ -35,7 +35,7 @@ def parts():
 
 @pytest.fixture(scope="module")
 def pair(parts):
-    return concept_graph(*parts, CLASSES, top=3, shared=2)
+    return concept_graph(*parts, CLASSES, top=3, shared=2, points=16)
 
 
 def test_edges_equal_gig_averaged_over_the_pictures(parts, pair):
@@ -72,7 +72,7 @@ def test_concepts_with_a_beta_of_their_own_keep_it(parts):
     """Attributions begin where the concepts say, at a sparse autoencoder's b_d for instance."""
     network, codes, concepts = parts
     own = {b: replace(c, beta=c.beta + 0.5) for b, c in concepts.items()}
-    graph = concept_graph(network, codes, own, CLASSES, top=3, shared=2)
+    graph = concept_graph(network, codes, own, CLASSES, top=3, shared=2, points=16)
     a, b, last = BLOCKS
     close = {"rel": 1e-3, "abs": 1e-5}
     options = {"points": 16}
@@ -106,7 +106,7 @@ def test_choice_by_hand():
 
 
 def test_same_input_same_graph(parts, pair):
-    again = concept_graph(*parts, CLASSES, top=3, shared=2)
+    again = concept_graph(*parts, CLASSES, top=3, shared=2, points=16)
     assert nx.utils.graphs_equal(again, pair)
 
 
@@ -253,3 +253,12 @@ def test_exported_page_follows_a_concept(pair, browser, tmp_path):
     assert page.locator(".gig-stage > button:visible").count() == 3 * len(BLOCKS) + 2
     page.context.close()
     assert not troubles
+
+
+def test_a_block_without_a_concept_for_the_class_has_no_edges(parts):
+    network, codes, concepts = parts
+    middle = BLOCKS[1]
+    empty = codes | {middle: 0 * codes[middle]}
+    graph = concept_graph(network, empty, concepts, CLASSES, top=2, points=2)
+    assert not [node for node, data in graph.nodes(data=True) if data["block"] == middle]
+    assert graph.in_degree("class/12") > 0

@@ -16,9 +16,10 @@ from gig_helpers.report.studies import class_study, evaluated, interlayer_study,
 
 METHODS = ["random", "gig"]
 LABELS = [0, 1, 2]
-PROFILE = replace(profiles.get("quick"), points=4, evaluation_steps=4, evaluation_targets=2)
+PROFILE = replace(profiles.get("quick"), gap=0.05, bracket=0.05, evaluation_targets=2)
 # Batches of another size round differently in float32.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+SHARES = torch.linspace(0, 1, 29)
 
 pytestmark = pytest.mark.usefixtures("artifacts_folder")
 
@@ -68,16 +69,20 @@ def test_a_class_study_is_what_the_functions_find(parts):
     assert list(study.curves) == list(study.importance) == METHODS and study.targets is None
     u = picture_codes(network, images, concepts)["layer3.0"]
     given = (network, u, here)
-    importance = class_importance("gig", *given, [[c] for c in LABELS], points=4)
+    importance = class_importance("gig", *given, [[c] for c in LABELS], tolerance=0.05)
     torch.testing.assert_close(study.importance["gig"], importance, **CLOSE)
+    assert (study.gaps["gig"] <= 0.05 + 1e-4).all(), "what is kept is what was asked for"
+    change = study.curves["gig"]["logit"].insertion.y[:, [0, -1]].diff(dim=1)
+    found = (importance.sum(dim=2) - change).abs() / change.abs()
+    torch.testing.assert_close(study.gaps["gig"], found.float(), rtol=1e-2, atol=1e-4)
     assert study.importance["random"].unique(dim=0).shape[0] == 3, "a draw a picture"
     for method in METHODS:
-        direct = class_curves(*given, study.importance[method][:, 0], LABELS, steps=4)
+        direct = class_curves(*given, study.importance[method][:, 0], LABELS, tolerance=0.05)
         assert set(direct) == set(study.curves[method]) == set(SCORES)
         for score, curves in direct.items():
-            for way in ("x", "deletion", "insertion"):
-                stored = getattr(study.curves[method][score], way)
-                torch.testing.assert_close(stored, getattr(curves, way), **CLOSE)
+            for way in ("deletion", "insertion"):
+                stored, other = (getattr(c, way) for c in (study.curves[method][score], curves))
+                torch.testing.assert_close(stored.at(SHARES), other.at(SHARES), **CLOSE)
 
 
 def test_an_interlayer_study_is_what_the_functions_find(parts):
@@ -88,22 +93,23 @@ def test_an_interlayer_study_is_what_the_functions_find(parts):
     assert list(study.curves) == list(study.importance) == METHODS
     assert study.targets.shape == (3, 2)
     relevance = class_importance(
-        "gig", network, codes["layer4.0"], there, [[c] for c in LABELS], points=4
+        "gig", network, codes["layer4.0"], there, [[c] for c in LABELS], tolerance=0.05
     )[:, 0]
     for n, chosen in enumerate(study.targets.tolist()):
         present = (codes["layer4.0"][n] > 0).any(0)
         assert present[chosen].all()
         assert relevance[n, chosen[0]] >= relevance[n, chosen[1]]
-    for t in range(2):
-        vectors = there.vectors[study.targets[:, t]]
-        for method in METHODS:
-            direct = interlayer_curves(
-                network, codes["layer3.0"], here, "layer4.0", vectors,
-                study.importance[method][:, t], steps=4,
-            )  # fmt: skip
-            found = study.curves[method]
-            torch.testing.assert_close(found.insertion[:, t], direct.insertion, **CLOSE)
-            torch.testing.assert_close(found.deletion[:, t], direct.deletion, **CLOSE)
+    assert (study.gaps["gig"] <= 0.05 + 1e-4).all()
+    assert study.gaps["random"].max() > 0.05, "nothing makes a random order complete"
+    vectors = there.vectors[study.targets]
+    for method in METHODS:
+        direct = interlayer_curves(
+            network, codes["layer3.0"], here, "layer4.0", vectors, study.importance[method],
+            tolerance=0.05,
+        )  # fmt: skip
+        for way in ("deletion", "insertion"):
+            stored, other = (getattr(c, way) for c in (study.curves[method], direct))
+            torch.testing.assert_close(stored.at(SHARES), other.at(SHARES), **CLOSE)
 
 
 def test_bad_input_is_named(parts):

@@ -32,11 +32,11 @@ class Profile:
     per_image: int
     batch_size: int
     evaluation_pictures: int
-    evaluation_steps: int
     pictures: str = "imagenette"
     blocks: tuple[str, ...] = CHAIN
     evaluation_targets: int = 5
-    points: int = 32
+    gap: float = 0.01
+    bracket: float = 0.01
     expansion: int = 8
     pfvs_per_concept: int = 3
     network: str = "resnet50"
@@ -50,13 +50,23 @@ class Profile:
 
 _ALL = (
     # Methods × pictures × blocks forward passes: chapter 5 must end in two minutes.
-    Profile("quick", 16, 8, 4, 8, "sample", evaluation_targets=2, points=16, pfvs_per_concept=5),
-    Profile("workstation", 4, 8, 50, 12, evaluation_targets=2, points=16, pfvs_per_concept=6),
-    Profile("colab", per_image=4, batch_size=32, evaluation_pictures=100, evaluation_steps=50),
-    Profile("paper", 1, 64, 1000, 100, pictures="imagenet-val", blocks=ALL_BLOCKS),
+    Profile(
+        "quick",
+        16,
+        8,
+        4,
+        "sample",
+        evaluation_targets=2,
+        gap=0.05,
+        bracket=0.04,
+        pfvs_per_concept=5,
+    ),  # fmt: skip
+    Profile("workstation", 4, 8, 50, evaluation_targets=2, gap=0.02, pfvs_per_concept=6),
+    Profile("colab", per_image=4, batch_size=32, evaluation_pictures=100),
+    Profile("paper", 1, 64, 1000, pictures="imagenet-val", blocks=ALL_BLOCKS),
 )
 PROFILES = {profile.name: profile for profile in _ALL}
-"""Profiles by name. Numbers: PFVs a picture, batch size, evaluated pictures, steps of a curve."""
+"""Profiles by name. Numbers: PFVs a picture, batch size, evaluated pictures."""
 
 
 def get(name: str | None = None) -> Profile:

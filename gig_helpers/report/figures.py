@@ -168,7 +168,10 @@ def curves(
 def curve_grid(
     panels: Mapping[str, Mapping[str, Curves]], ylabel: str, xlabel: str = "share of concepts"
 ) -> Figure:
-    """Mean deletion (above) and insertion curves (below) with bands, a column a title.
+    """Deletion (above) and insertion curves (below), a column a title: means, and each picture's.
+
+    Thin lines are pictures, their dots the states that were run. The x axis is logarithmic but
+    for its first hundredth, where most of the early blocks' curves bend.
 
     Parameters
     ----------
@@ -178,8 +181,10 @@ def curve_grid(
     Examples
     --------
     >>> import torch
+    >>> from gig_helpers.curves import Curve
     >>> line = torch.tensor([0.0, 0.5, 1.0])
-    >>> found = Curves(line, deletion=1 - line[None], insertion=line[None])
+    >>> falls, rises = (Curve(line[None], y[None], torch.zeros(1)) for y in (1 - line, line))
+    >>> found = Curves(falls, rises)
     >>> figure = curve_grid({"layer3.0": {"GIG": found}, "layer4.2": {"GIG": found}}, "logit")
     >>> [axes.get_title() or axes.get_xlabel() for axes in figure.axes]
     ['layer3.0', 'layer4.2', 'share of concepts', 'share of concepts']
@@ -193,10 +198,16 @@ def curve_grid(
     for column, (title, found) in zip(grid.T, panels.items(), strict=True):
         for label, here in found.items():
             colour = COLOURS[labels.index(label)]
-            curves(column[0], here.x, here.deletion, label, colour)
-            curves(column[1], here.x, here.insertion, label, colour)
+            for axes, each in zip(column, (here.deletion, here.insertion), strict=True):
+                thin = {"color": colour, "alpha": 0.35, "lw": 0.6, "marker": ".", "ms": 2}
+                axes.plot(each.x.T, each.y.T, **thin)
+                mean = each.mean(0)
+                axes.plot(mean.x, mean.y, label=label, color=colour)
         column[0].set_title(title)
         column[1].set_xlabel(xlabel)
+        column[1].set_xscale("symlog", linthresh=0.01)
+        column[1].set_xlim(0, 1)
+        column[1].set_xticks([0, 0.01, 0.1, 1], ["0", ".01", ".1", "1"], minor=False)
     grid[0, 0].set_ylabel(f"deletion: {ylabel}")
     grid[1, 0].set_ylabel(f"insertion: {ylabel}")
     handles = [Line2D([], [], color=COLOURS[n], label=label) for n, label in enumerate(labels)]

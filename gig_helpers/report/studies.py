@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from .. import importance as importance_module
 from .. import network as network_module
 from ..codes import load_codes, reconstruct
 from ..concepts import Concepts
-from ..curves import SCORES, Curves, class_curves, interlayer_curves
+from ..curves import SCORES, Curve, Curves, class_curves, interlayer_curves, stacked
 from ..data import artifacts
 from ..data.pictures import Pictures
 from ..data.profiles import Profile
@@ -24,6 +25,7 @@ from ..importance import class_importance, interlayer_importance
 from ..network import Network
 from ..pfv import PFVDataset
 
+_WAYS, _PARTS = ("deletion", "insertion"), ("x", "y", "bracket")
 _CODE = (network_module, codes_module, gig_module, importance_module, curves_module)
 
 
@@ -47,6 +49,16 @@ def evaluated(pictures: Pictures, dataset: PFVDataset, count: int) -> list[int]:
     ------
     ValueError
         If the network gets none right: curves need a class to begin with.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> pictures = SimpleNamespace(name="four", labels=(7, 7, 8, None))
+    >>> dataset = SimpleNamespace(
+    ...     predictions=lambda: torch.tensor([7, 7, 9, 7]), photographs=torch.tensor([0, 0, 1, 2])
+    ... )
+    >>> evaluated(pictures, dataset, 1), evaluated(pictures, dataset, 2)
+    ([0], [0, 1])
     """
     right = seen_right(pictures, dataset)
     if not right:
@@ -60,7 +72,15 @@ def evaluated(pictures: Pictures, dataset: PFVDataset, count: int) -> list[int]:
 
 
 def seen_right(pictures: Pictures, dataset: PFVDataset) -> list[int]:
-    """Indices of the pictures whose label is what the network says."""
+    """Indices of the pictures whose label is what the network says.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> dataset = SimpleNamespace(predictions=lambda: torch.tensor([7, 9, 7]))
+    >>> seen_right(SimpleNamespace(labels=(7, 8, None)), dataset)
+    [0]
+    """
     predictions = dataset.predictions().tolist()
     return [i for i, label in enumerate(pictures.labels) if label == predictions[i]]
 
@@ -76,12 +96,23 @@ class Study:
         (N, T, S), for T target concepts a picture.
     importance
         ``{method: (N, T, k)}``; T is 1 in a class study.
+    gaps
+        ``{method: (N, T)}``: completeness gap, the importances' sum less the target's change
+        between no concepts and all, as a share of that change. Of "gig" it is the error of the
+        quadrature; of "gradient" what the path adds; of others it means nothing.
     targets
         Of an interlayer study: numbers (N, T) of the later block's concepts.
+
+    Examples
+    --------
+    >>> study = Study({}, {"gig": torch.tensor([[[2.0, 1.0]]])}, {"gig": torch.tensor([[0.004]])})
+    >>> bool((study.gaps["gig"] < 0.01).all())
+    True
     """
 
     curves: dict[str, Any]
     importance: dict[str, Tensor]
+    gaps: dict[str, Tensor]
     targets: Tensor | None = None
 
 
@@ -98,41 +129,67 @@ def class_study(
     classes
         (N,), the network's predictions for them.
     methods
-        Some of :data:`gig_helpers.importance.METHODS`.
+        Some of :data:`gig_helpers.importance.METHODS`. Those of a picture are run together, since
+        their orders have states in common.
     profile
-        Its points, evaluation steps, seed and batch size.
+        Its gap, bracket, seed and batch size.
 
     Raises
     ------
     ValueError
         If there is not one class a picture, or a method is unknown.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from unittest.mock import patch
+    >>> from torchvision.models import resnet18
+    >>> network, block = Network(resnet18(num_classes=5), device="cpu"), "layer4.1"
+    >>> beta = network.bn_shift(block)
+    >>> concepts = Concepts(torch.eye(512)[:3], beta, torch.arange(3), block, lam=0.5)
+    >>> profile = Profile("mine", 1, 8, 1)
+    >>> with tempfile.TemporaryDirectory() as here, patch.dict(os.environ, GIG_ARTIFACTS=here):
+    ...     study = class_study(
+    ...         network, torch.ones(1, 3, 64, 64), [4], concepts, ["gig", "random"], profile
+    ...     )
+    >>> study.curves["random"]["logit"].auc()[0].shape, study.importance["gig"].shape
+    (torch.Size([1]), torch.Size([1, 1, 3]))
     """
     pairs = zip(images, _labels(classes, images), strict=True)
     rows = [
-        {m: _class_curves(network, image, label, concepts, m, *_sizes(profile, n)) for m in methods}
+        _class_curves(network, image, label, concepts, tuple(methods), *_sizes(profile, n))
         for n, (image, label) in enumerate(pairs)
     ]
-    found = {m: _joined([row[m] for row in rows]) for m in methods}
-    curves = {
-        m: {s: Curves(f["x"], f[f"deletion/{s}"], f[f"insertion/{s}"]) for s in SCORES}
-        for m, f in found.items()
-    }
-    return Study(curves, {m: f["importance"] for m, f in found.items()})
+    curves = {score: _unpacked(rows, score) for score in SCORES}
+    each = {m: {s: curves[s][:, i] for s in SCORES} for i, m in enumerate(methods)}
+    return Study(each, *_by_method(rows, methods))
 
 
 @artifacts.cached("class-study", *_CODE, ignore=("batch_size",))
 def _class_curves(
-    network: Network, image: Tensor, label: int, concepts: Concepts, method: str, points: int,
-    steps: int, seed: int, batch_size: int,
+    network: Network, image: Tensor, label: int, concepts: Concepts, methods: tuple[str, ...],
+    gap: float, bracket: float, seed: int, batch_size: int,
 ) -> dict[str, Tensor]:  # fmt: skip
-    u, sizes = load_codes(network, image[None], concepts), {"batch_size": batch_size}
-    scores = class_importance(
-        method, network, u, concepts, [label], seed=seed, points=points, **sizes
+    u = load_codes(network, image[None], concepts)
+    importance = torch.stack([
+        class_importance(
+            m, network, u, concepts, [label], seed=seed, tolerance=gap, batch_size=batch_size
+        )[0]
+        for m in methods
+    ])  # fmt: skip
+    found = class_curves(
+        network,
+        u,
+        concepts,
+        importance[None, :, 0],
+        [label],
+        tolerance=bracket,
+        batch_size=batch_size,
     )
-    found = class_curves(network, u, concepts, scores[:, 0], [label], steps=steps, **sizes)
-    parts = {"x": found[SCORES[0]].x, "importance": scores}
+    logit = found["logit"].insertion.y[0, :, [0, -1]]
+    parts = {"importance": importance, "gaps": _gap(importance, logit[:, 1:] - logit[:, :1])}
     for score, one in found.items():
-        parts |= {f"deletion/{score}": one.deletion, f"insertion/{score}": one.insertion}
+        parts |= _packed(score, one[0])
     return parts
 
 
@@ -155,62 +212,113 @@ def interlayer_study(
     ------
     ValueError
         Also if a picture has fewer such targets.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from unittest.mock import patch
+    >>> from torchvision.models import resnet18
+    >>> network, image = Network(resnet18(num_classes=5), device="cpu"), torch.ones(1, 3, 64, 64)
+    >>> profile, blocks = Profile("mine", 1, 8, 1, evaluation_targets=1), ("layer4.0", "layer4.1")
+    >>> source, target = (
+    ...     Concepts(x[0].flatten(1).T.clone(), 0 * x[0, :, 0, 0], torch.arange(4), block, lam=0.1)
+    ...     for block, x in network.preactivations(image, blocks).items()
+    ... )
+    >>> with tempfile.TemporaryDirectory() as here, patch.dict(os.environ, GIG_ARTIFACTS=here):
+    ...     study = interlayer_study(network, image, [4], source, target, ["gig"], profile)
+    >>> round(study.curves["gig"].insertion.y[0, 0, -1].item(), 4)  # all concepts are there
+    1.0
     """
     count, chosen, rows = profile.evaluation_targets, [], []
     for n, (image, label) in enumerate(zip(images, _labels(classes, images), strict=True)):
-        sizes = _sizes(profile, n)
-        best = _targets(network, image, label, source, target, count, sizes[0], sizes[-1])
-        given = (network, image, source, target, best["targets"][0])
-        rows.append({m: _interlayer_curves(*given, m, *sizes) for m in methods})
-        chosen.append(best)
-    found = {m: _joined([row[m] for row in rows]) for m in methods}
-    curves = {m: Curves(f["x"], f["deletion"], f["insertion"]) for m, f in found.items()}
-    targets = _joined(chosen)["targets"]
-    return Study(curves, {m: f["importance"] for m, f in found.items()}, targets)
+        gap, bracket, seed, size = _sizes(profile, n)
+        best = _targets(network, image, label, source, target, count, gap, size)
+        chosen.append(best["targets"])
+        if methods:
+            given = network, image, source, target, best["targets"], best["change"]
+            rows.append(_interlayer_curves(*given, tuple(methods), gap, bracket, seed, size))
+    curves = _unpacked(rows, "score") if methods else None
+    each = {method: curves[:, i] for i, method in enumerate(methods) if curves}
+    return Study(each, *_by_method(rows, methods), torch.stack(chosen))
 
 
 @artifacts.cached("targets", *_CODE, ignore=("batch_size",))
 def _targets(
     network: Network, image: Tensor, label: int, source: Concepts, target: Concepts, count: int,
-    points: int, batch_size: int,
+    gap: float, batch_size: int,
 ) -> dict[str, Tensor]:  # fmt: skip
+    """A picture's targets (T,), and how the sums of their projections change (T,)."""  # noqa: DOC501
     u, codes = (load_codes(network, image[None], here) for here in (source, target))
     relevance = class_importance(
-        "gig", network, codes, target, [label], points=points, batch_size=batch_size
+        "gig", network, codes, target, [label], tolerance=gap, batch_size=batch_size
     )[0, 0]
+    ends = reconstruct(torch.cat([0 * u, u]), source)
     with torch.no_grad():
-        w = network.propagate(as_maps(reconstruct(u, source)), source.block, target.block)
-    projected = F.normalize(target.vectors, dim=1) @ w[0].flatten(1)
-    present = (projected.amax(1) > 0) & (codes[0] > 0).any(0)
+        w = network.propagate(as_maps(ends), source.block, target.block)
+    projected = F.normalize(target.vectors, dim=1) @ w.flatten(2)
+    present = (projected[1].amax(1) > 0) & (codes[0] > 0).any(0)
     if (have := int(present.sum())) < count:
         raise ValueError(f"a picture has {have} targets at {target.block}, not {count}")
-    return {"targets": relevance.masked_fill(~present, -torch.inf).topk(count).indices[None]}
+    best = relevance.masked_fill(~present, -torch.inf).topk(count).indices
+    return {"targets": best, "change": projected.sum(dim=2).diff(dim=0)[0, best]}
 
 
 @artifacts.cached("interlayer-study", *_CODE, ignore=("batch_size",))
 def _interlayer_curves(
     network: Network, image: Tensor, source: Concepts, target: Concepts, chosen: Tensor,
-    method: str, points: int, steps: int, seed: int, batch_size: int,
+    change: Tensor, methods: tuple[str, ...], gap: float, bracket: float, seed: int,
+    batch_size: int,
 ) -> dict[str, Tensor]:  # fmt: skip
     u = load_codes(network, image[None], source)
     vectors = target.vectors[chosen.to(target.vectors.device)]
     given = (network, u, source, target.block)
-    scores = interlayer_importance(
-        method, *given, vectors, seed=seed, points=points, batch_size=batch_size
+    importance = torch.stack([
+        interlayer_importance(
+            m, *given, vectors, seed=seed, tolerance=gap, batch_size=batch_size
+        )[0]
+        for m in methods
+    ])  # fmt: skip
+    found = interlayer_curves(
+        *given, vectors, importance[None], tolerance=bracket, batch_size=batch_size
     )
-    parts = [
-        interlayer_curves(*given, vector, scores[:, t], steps=steps, batch_size=batch_size)
-        for t, vector in enumerate(vectors)
-    ]
-    ways = {
-        way: torch.stack([getattr(p, way) for p in parts], 1) for way in ("deletion", "insertion")
+    parts = {"importance": importance, "gaps": _gap(importance, change)}
+    return parts | _packed("score", found[0])
+
+
+def _gap(importance: Tensor, change: Tensor) -> Tensor:
+    total = importance.sum(dim=-1)
+    return (total - change.to(total)).abs() / change.abs().to(total)
+
+
+def _packed(name: str, curves: Curves) -> dict[str, Tensor]:
+    return {
+        f"{name}/{way}/{part}": getattr(getattr(curves, way), part)
+        for way, part in product(_WAYS, _PARTS)
     }
-    return {"x": parts[0].x, "importance": scores, **ways}
 
 
-def _sizes(profile: Profile, n: int) -> tuple[int, int, int, int]:
-    """Points, steps, seed and batch size of a picture."""
-    return profile.points, profile.evaluation_steps, profile.seed + n, profile.batch_size
+def _unpacked(rows: list[dict[str, Tensor]], name: str) -> Curves:
+    """Curves (N, M, ..., S) of all pictures."""
+    return Curves(*(
+        stacked(Curve(*(row[f"{name}/{way}/{part}"] for part in _PARTS)) for row in rows)
+        for way in _WAYS
+    ))  # fmt: skip
+
+
+def _by_method(
+    rows: list[dict[str, Tensor]], methods: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Importance (N, T, k) and gaps (N, T) of each method."""
+    importance, gaps = (
+        {m: torch.stack([row[name][i] for row in rows]) for i, m in enumerate(methods)}
+        for name in ("importance", "gaps")
+    )
+    return importance, gaps
+
+
+def _sizes(profile: Profile, n: int) -> tuple[float, float, int, int]:
+    """Gap, bracket, seed and batch size of a picture."""
+    return profile.gap, profile.bracket, profile.seed + n, profile.batch_size
 
 
 def _labels(classes: Tensor | Sequence[int], images: Tensor) -> list[Any]:
@@ -218,8 +326,3 @@ def _labels(classes: Tensor | Sequence[int], images: Tensor) -> list[Any]:
     if len(labels) != len(images):
         raise ValueError(f"{len(labels)} classes for {len(images)} pictures")
     return labels
-
-
-def _joined(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors of all pictures; ``x`` is the same in each."""
-    return {n: rows[0][n] if n == "x" else torch.cat([row[n] for row in rows]) for n in rows[0]}
