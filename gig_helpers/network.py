@@ -22,7 +22,13 @@ from .data.weights import weights as pretrained
 
 
 class Window(NamedTuple):
-    """How a layer's kernel moves over its input (the receptive fields of section 3.1)."""
+    """How a layer's kernel moves over its input (the receptive fields of section 3.1).
+
+    Examples
+    --------
+    >>> Window.of(nn.Conv2d(3, 64, 7, stride=2, padding=3))
+    Window(kernel=7, stride=2, padding=3, dilation=1)
+    """
 
     kernel: int
     stride: int
@@ -47,6 +53,28 @@ class Network:
         For the provenance line: architecture, and where the weights come from.
     device
         ``None``: CUDA where there is a GPU, else the CPU.
+
+    Examples
+    --------
+    >>> from torchvision.models import resnet18
+    >>> network = Network(resnet18(num_classes=5), device="cpu")
+    >>> images = torch.zeros(1, 3, 64, 64)
+    >>> network.checked(images).shape, network.logits(images).shape
+    (torch.Size([1, 3, 64, 64]), torch.Size([1, 5]))
+    >>> found = network.preactivations(images, ["layer2.0", "layer4.1"])
+    >>> x = found["layer2.0"]
+    >>> x.shape, network.channels("layer2.0"), network.map_size("layer2.0", (64, 64))
+    (torch.Size([1, 128, 8, 8]), 128, (8, 8))
+    >>> torch.allclose(network.between(x, "layer2.0", "layer4.1"), found["layer4.1"], atol=1e-4)
+    True
+    >>> torch.equal(network.logits_from(x, "layer2.0"), network.propagate(x, "layer2.0"))
+    True
+    >>> network.index("layer2.0"), network.span("layer2.0", "layer4.1")
+    (2, (2, 7))
+    >>> network.bn_shift("layer2.0").shape, network.receptive_field("layer1.0")
+    (torch.Size([128]), (27, 4, -13))
+    >>> type(network.block("layer2.0")).__name__, network.double().bn_shift("layer2.0").dtype
+    ('BasicBlock', torch.float64)
     """
 
     def __init__(
@@ -336,6 +364,14 @@ def load_network(
         If the name or the source of weights is unknown.
     gig_helpers.data.weights.AssetUnavailable
         If no weights can be had.
+
+    Examples
+    --------
+    >>> from unittest.mock import patch
+    >>> made = torchvision.models.resnet18().state_dict()  # in place of a download
+    >>> with patch(f"{__name__}.pretrained", return_value=(made, "torchvision")):
+    ...     load_network("resnet18", device="cpu")
+    Network(resnet18, weights: torchvision, basic, cpu)
     """
     known: Sequence[str] = [n for n in torchvision.models.list_models() if "resne" in n]
     if name not in known:

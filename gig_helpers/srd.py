@@ -70,6 +70,15 @@ def contributions(
         is not one class a picture, if a class does not exist, or if ``batch_size`` is below 1.
     TypeError
         If the classes are not integers.
+
+    Examples
+    --------
+    >>> from torchvision.models import resnet18
+    >>> network, images = Network(resnet18(), device="cpu"), torch.rand(1, 3, 64, 64)
+    >>> relevance = contributions(network, images, ["layer3.0"])["layer3.0"]
+    >>> logit = network.logits(images).max()
+    >>> relevance.shape, bool((relevance.sum() - logit).abs() < 0.01 * logit.abs())
+    (torch.Size([1, 4, 4]), True)
     """
     levels = (PIXELS, *network.blocks)
     wanted = list(network.blocks if blocks is None else blocks)
@@ -137,6 +146,14 @@ def ierf(
         a position lies outside of the block's map, or ``batch_size`` is below 1.
     TypeError
         If the positions are not integers.
+
+    Examples
+    --------
+    >>> from torchvision.models import resnet18
+    >>> network, images = Network(resnet18(), device="cpu"), torch.rand(1, 3, 64, 64)
+    >>> field = ierf(network, images, "layer1.1", torch.tensor([[8, 8]]))
+    >>> field.shape, round(field.sum().item(), 3), field[0, :8].any().item()  # nothing from afar
+    (torch.Size([1, 64, 64]), 1.0, False)
     """
     stop = network.index(block) + 1
     images = _checked_images(network, images, batch_size)

@@ -37,7 +37,15 @@ class AssetUnavailable(RuntimeError):
 
 
 def cache_folder() -> Path:
-    """Folder for downloads: ``GIG_CACHE``, else the user's cache folder."""
+    """Folder for downloads: ``GIG_CACHE``, else the user's cache folder.
+
+    Examples
+    --------
+    >>> from unittest.mock import patch
+    >>> with tempfile.TemporaryDirectory() as here, patch.dict(os.environ, GIG_CACHE=here):
+    ...     cache_folder() == Path(here)
+    True
+    """
     given = os.environ.get("GIG_CACHE")
     path = Path(given).absolute() if given else user_cache_path("gig_helpers")
     path.mkdir(parents=True, exist_ok=True)
@@ -67,6 +75,12 @@ def weights(name: str = "resnet50", source: str = "auto") -> tuple[dict[str, Ten
         If there are no such weights.
     AssetUnavailable
         If no source can be reached; the message lists what was tried.
+
+    Examples
+    --------
+    >>> weights("resnet50", "caffe")
+    Traceback (most recent call last):
+    ValueError: unknown weights 'caffe': choose auto, torchvision or keras
     """
     sources = {"torchvision": _torchvision_weights, "keras": _keras_weights}
     if source not in (*sources, "auto"):
@@ -109,7 +123,14 @@ def _torchvision_weights(name: str) -> dict[str, Tensor]:
 
 @contextmanager
 def socket_timeout(seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
-    """Give up on a host that does not answer within so many seconds."""
+    """Give up on a host that does not answer within so many seconds.
+
+    Examples
+    --------
+    >>> with socket_timeout(5):
+    ...     socket.getdefaulttimeout()
+    5.0
+    """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
