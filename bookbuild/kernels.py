@@ -6,6 +6,7 @@ it once. Where there is no fork, kernels start as they do in a reader's Jupyter.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -51,6 +52,14 @@ class Forked:
     def send_signal(self, number: int) -> None:
         """Send it a signal."""
         os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Ask it to end; a kernel that takes long to shut down is asked so."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it."""
+        self.send_signal(signal.SIGKILL)
 
 
 @cache

@@ -256,9 +256,10 @@ def tune(concepts: Concepts, x: Tensor, nonzeros: float | None = None, seed: int
         nonzeros = wanted_nonzeros(concepts.block, len(concepts))
     chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:200]
     some = x[chosen.to(x.device)].to(concepts.vectors)
-    return replace(
-        concepts, lam=lasso.lambda_for(some, concepts.vectors, nonzeros, beta=concepts.beta)
-    )
+    # Where PFVs and codes are few, one code of one PFV is more than the usual two hundredths.
+    rtol = max(0.02, 1 / (nonzeros * len(some)))
+    lam = lasso.lambda_for(some, concepts.vectors, nonzeros, beta=concepts.beta, rtol=rtol)
+    return replace(concepts, lam=lam)
 
 
 def load_concepts(

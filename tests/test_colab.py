@@ -92,6 +92,8 @@ def test_chapter_runs_on_colab(machine, repository, monkeypatch, number):
     monkeypatch.setenv("GIG_ARTIFACTS", str(machine / "artifacts"))
     monkeypatch.setenv("JUPYTER_PATH", str(machine / "jupyter"))
     monkeypatch.delenv("PYTHONPATH", raising=False)
+    # Colab's pip knows nothing of this machine's settings, which may hold other versions of torch.
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     done = machine / chapter.name
     papermill.execute_notebook(
         chapter, done, kernel_name="colab", cwd=machine, progress_bar=False, execution_timeout=1800

@@ -20,8 +20,8 @@ PROFILE = replace(
     per_image=6,
     batch_size=2,
     pfvs_per_concept=4,
-    points=2,
-    evaluation_steps=2,
+    gap=0.5,
+    bracket=0.5,
 )
 STAGES = {"pfv", "concepts", "codes", "class-study"}
 
