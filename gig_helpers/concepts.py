@@ -256,8 +256,8 @@ def tune(concepts: Concepts, x: Tensor, nonzeros: float | None = None, seed: int
         nonzeros = wanted_nonzeros(concepts.block, len(concepts))
     chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:200]
     some = x[chosen.to(x.device)].to(concepts.vectors)
-    # Where PFVs and codes are few, one code of one PFV is more than the usual two hundredths.
-    rtol = max(0.02, 1 / (nonzeros * len(some)))
+    # Where PFVs and codes are few, one code of one PFV may be more than two hundredths.
+    rtol = min(max(0.02, 1 / (nonzeros * len(some))), 0.1)
     lam = lasso.lambda_for(some, concepts.vectors, nonzeros, beta=concepts.beta, rtol=rtol)
     return replace(concepts, lam=lam)
 
