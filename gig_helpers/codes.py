@@ -71,7 +71,7 @@ def picture_codes(
     Returns
     -------
     dict
-        ``{block: (N, H·W, k)}`` in the network's order, positions row-major.
+        ``{block: (N, H·W, k)}`` in the network's order, positions row-major, or tokens.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def picture_codes(
     """
     maps = network.preactivations(images, concepts)
     return {
-        block: encode(x.flatten(2).transpose(1, 2), concepts[block]) for block, x in maps.items()
+        block: encode(network.positions(x, block), concepts[block]) for block, x in maps.items()
     }
 
 

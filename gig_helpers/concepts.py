@@ -210,22 +210,35 @@ def concept_vectors(x: Tensor, labels: Tensor, beta: Tensor, average: Average = 
     return sums.index_add_(0, labels, centred) / counts[:, None]
 
 
-def wanted_nonzeros(block: str, k: int) -> float:
+def wanted_nonzeros(block: str, k: int, channels: int = 0) -> float:
     """Non-zero codes a PFV that λ is chosen for, where nothing else is asked: Table 1's count.
 
-    Where there are few concepts, a quarter of them is the most.
+    For a block that is none of the table's stages C/32, and 2 at least: the table's counts lie
+    between C/43 and C/20. Where there are few concepts, a quarter of them is the most.
+
+    Parameters
+    ----------
+    channels
+        C of the block.
 
     Raises
     ------
     KeyError
-        If the block is of no stage that the table lists.
+        If the block is of no stage that the table lists, and its channels are not given.
 
     Examples
     --------
     >>> wanted_nonzeros("layer4.2", 16384), wanted_nonzeros("layer4.2", 100)
     (105, 25.0)
+    >>> wanted_nonzeros("blocks.3", 16384, channels=320)
+    10.0
     """
-    return min(paper.nonzeros(block), k / 4)
+    try:
+        return min(paper.nonzeros(block), k / 4)
+    except KeyError:
+        if not channels:
+            raise
+    return min(max(channels / 32, 2), k / 4)
 
 
 def tune(concepts: Concepts, x: Tensor, nonzeros: float | None = None, seed: int = 0) -> Concepts:
@@ -242,8 +255,6 @@ def tune(concepts: Concepts, x: Tensor, nonzeros: float | None = None, seed: int
 
     Raises
     ------
-    KeyError
-        If no number is given, and the paper's Table 1 lists no block of this one's stage.
     ValueError
         If no λ gives that many; see :func:`gig_helpers.lasso.lambda_for`.
 
@@ -255,7 +266,7 @@ def tune(concepts: Concepts, x: Tensor, nonzeros: float | None = None, seed: int
     True
     """
     if nonzeros is None:
-        nonzeros = wanted_nonzeros(concepts.block, len(concepts))
+        nonzeros = wanted_nonzeros(concepts.block, *concepts.vectors.shape)
     chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:200]
     some = x[chosen.to(x.device)].to(concepts.vectors)
     # Where PFVs and codes are few, one code of one PFV may be more than two hundredths.
@@ -316,7 +327,10 @@ def _concepts(
     network: Network, dataset: PFVDataset, block: str, k: int, seed: int
 ) -> dict[str, Tensor]:
     x = dataset.vectors(block).to(network.device)
-    found = tune(extract(x, network.bn_shift(block), k, seed, block=block), x, seed=seed)
+    beta = network.shift(block)
+    # Where no batch norm says what "no concepts" is, the mean PFV does.
+    beta = x.mean(dim=0) if beta is None else beta
+    found = tune(extract(x, beta, k, seed, block=block), x, seed=seed)
     lam = torch.tensor(found.lam, dtype=torch.float64)
     return {"vectors": found.vectors, "beta": found.beta, "labels": found.labels, "lam": lam}
 

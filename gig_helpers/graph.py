@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from .concepts import Concepts
-from .data.pictures import class_names
 from .gig import class_relevance, gig
 from .network import Network
 
@@ -89,7 +88,7 @@ def concept_graph(
     graph = nx.DiGraph(blocks=blocks, classes=targets, pictures=len(classes))
     options = {"tolerance": 0.05, **options}
     for label in targets:
-        graph.add_node(f"class/{label}", kind="class", block="class", name=class_names()[label])
+        graph.add_node(f"class/{label}", kind="class", block="class", name=network.classes[label])
     chosen: dict[str, Tensor] = {}
     relevance: dict[str, Tensor] = {}
     for block in blocks:

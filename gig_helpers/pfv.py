@@ -91,7 +91,7 @@ class PFVDataset:
         return self._of(block, "vectors")
 
     def positions(self, block: str) -> Tensor:
-        """Row and column (n, 2) of each PFV in the block's map."""
+        """Row and column (n, 2) of each PFV in the block's map; of tokens their number (n, 1)."""
         return self._of(block, "positions")
 
     def contributions(self, block: str) -> Tensor:
@@ -250,7 +250,7 @@ def draw(contributions: Tensor, count: int, seeds: list[int]) -> Tensor:
     Parameters
     ----------
     contributions
-        R, shape (N, H, W).
+        R, shape (N, H, W), or (N, P) of tokens.
     count
         Positions a picture; at most H · W of them are returned.
     seeds
@@ -259,7 +259,7 @@ def draw(contributions: Tensor, count: int, seeds: list[int]) -> Tensor:
     Returns
     -------
     Tensor
-        Rows and columns, shape (N, count, 2), in the order drawn.
+        Rows and columns, shape (N, count, 2), in the order drawn; of tokens their numbers.
 
     Raises
     ------
@@ -341,10 +341,11 @@ def _sample_batch(
         seeds = [_seed(profile.seed, block, pictures, i) for i in ids.tolist()]
         positions = draw(relevance[block], profile.per_image, seeds)
         n = torch.arange(len(ids)).repeat_interleave(positions.shape[1])
-        row, column = positions.flatten(0, 1).unbind(dim=1)
-        columns[f"{block}.vectors"] = preactivations[block].cpu()[n, :, row, column]
-        columns[f"{block}.positions"] = torch.stack([row, column], dim=1)
-        columns[f"{block}.contributions"] = relevance[block].cpu()[n, row, column]
+        place, own = positions.flatten(0, 1), relevance[block].cpu()
+        flat = network.positions(preactivations[block], block).unflatten(1, own.shape[1:]).cpu()
+        columns[f"{block}.vectors"] = flat[(n, *place.unbind(dim=1))]
+        columns[f"{block}.positions"] = place
+        columns[f"{block}.contributions"] = own[(n, *place.unbind(dim=1))]
         columns[f"{block}.picture_ids"] = ids[n]
     return columns
 

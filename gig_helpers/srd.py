@@ -4,42 +4,62 @@ A PFV v_j is a sum of parts v̂_{i→j}, one for each position i of the layer be
 of it is the sharing ratio μ_{i→j} = ⟨v̂_{i→j}, v_j⟩ / ‖v_j‖², so that Σ_i μ_{i→j} = 1. Relevance
 goes down by R_i = Σ_j μ_{i→j} R_j.
 
+The traced graph is gone down operation by operation, with a rule for each (:data:`RULES`). What
+works on each position alone hands relevance on. What moves values, such as a reshape, moves
+relevance. What joins splits it: in a residual sum the target v is the sum, whose parts are what the
+branches bring. What mixes positions shares it, with the sum that it enters for its target, if there
+is one, and else its own output. What is added at every position alike, as a batch norm's shift b,
+is shared in proportion to the norm of what each position brings; padding brings nothing; 0/0 is 0.
+A class token, which no picture made, is such a shift for all positions that it is put beside.
+
 The ratios do not depend on R. So one forward pass writes them all down, a single number for each
 output position and kernel offset of a layer; after that a relevance map, or any number of them,
-goes down to the pixels without touching a channel again. Two facts make the forward pass cheap:
-a 1×1 convolution has one part, which is the whole, and in a k×k one the part at offset o is a
-1×1 convolution of the shifted input, k² of which cost what the k×k one costs.
+goes down to the pixels. Two facts make the forward pass cheap: a 1×1 convolution has one part,
+which is the whole, and in a k×k one the part at offset o is a 1×1 convolution of the shifted input,
+k² of which cost what the k×k one costs.
 
-The paper uses it in section 3.1 and writes the shift of a batch norm in eq. 8. The rules are exact,
-with one choice. BN's shift b is shared among the kernel's positions in
-proportion to the norm of what each brings; padding brings nothing; 0/0 is 0. In a residual sum
-the target v is the sum: the main branch and a downsample shortcut have a shift each, the identity
-shortcut has none. Max-pooling selects, for each channel, one of 9 positions. It is fused with the
-1×1 convolutions that follow it in a bottleneck network: the parts of their outputs are what the 9
-positions bring. A network of basic blocks has a 3×3 convolution there, which would make 81 parts;
-there the pooled vector is a target of its own, and its parts are its channels from each position.
+The paper uses it in section 3.1 and writes the shift of a batch norm in eq. 8. Max-pooling selects,
+for each channel, one of the window's positions. Where 1×1 convolutions alone follow, it is fused
+with them: the parts of their outputs are what the positions bring. Else the pooled vector is a
+target of its own, and its parts are its channels from each position. A mean over the whole map is
+fused with the linear layer that follows: that one's output is the mean of what it makes of each
+position, its bias included. Attention's pattern a is held constant and fused with the projection O
+that follows: the parts are what each token's value x brings through it, Σ_h a_ij^h O_h x_i^h. A
+gate is held constant too.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle, product
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx
 from torch.nn import functional as F
-from torchvision.models.resnet import Bottleneck
 
-from .network import Network, Window
+from .network import (
+    ACTIVATIONS,
+    MOVES,
+    Network,
+    Window,
+    arguments,
+    evaluate,
+    live_inputs,
+    operation,
+)
 
 PIXELS = "pixels"
 """Name of the lowest level in :func:`contributions`, below every block."""
+
+Missing = Literal["error", "gradient"]
 
 
 @torch.no_grad()
 @torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 def contributions(
     network: Network, images: Tensor, blocks: Iterable[str] | None = None,
-    classes: Tensor | Sequence[int] | None = None, batch_size: int = 8,
+    classes: Tensor | Sequence[int] | None = None, batch_size: int = 8, rule: Missing = "error",
 ) -> dict[str, Tensor]:  # fmt: skip
     """Contribution of every PFV to a class's logit, at all blocks in one sweep (SRD; appendix C).
 
@@ -53,13 +73,16 @@ def contributions(
         A class a picture (N,); by default the predicted one.
     batch_size
         Pictures worked on at a time. It bounds the memory, and changes nothing else.
+    rule
+        For operations without one: ``"error"``, or ``"gradient"``, the share of the linearised
+        operation, gradient × input there, which need not sum to the logit.
 
     Returns
     -------
     dict
-        ``{block: (N, H_block, W_block)}`` in the network's order, pixels first: signed relevance of
-        the positions of the block's output. Each map sums to the logit, up to what ends in padding
-        or in vectors that are zero.
+        ``{block: (N, H_block, W_block)}``, of tokens (N, P), in the network's order, pixels first:
+        signed relevance of the positions of the block's output. Each map sums to the logit, up to
+        what ends in padding or in vectors that are zero.
 
     Raises
     ------
@@ -70,6 +93,8 @@ def contributions(
         is not one class a picture, if a class does not exist, or if ``batch_size`` is below 1.
     TypeError
         If the classes are not integers.
+    NotImplementedError
+        If there is no rule for an operation.
 
     Examples
     --------
@@ -92,28 +117,26 @@ def contributions(
     if classes is not None:
         classes = _checked_classes(network, classes, len(images))
     maps: dict[str, list[Tensor]] = {name: [] for name in levels if name in wanted}
+    nodes = {name: network.node(name) for name in network.blocks}
+    source = None if lowest == 0 else nodes[levels[lowest]]
+    sweep = _Sweep(network, source, None, rule)
     for start in range(0, len(images), batch_size):
-        chunk = images[start : start + batch_size]
-        steps, x = _forward(network, chunk, network.blocks[lowest:])
-        x, fc = F.relu(x), network.model.fc
-        chosen = fc(x.mean(dim=(2, 3))).argmax(1)
-        if classes is not None:
-            chosen = classes[start : start + batch_size]
-        split = torch.einsum("nchw,nc->nhw", x, fc.weight[chosen]) + fc.bias[chosen, None, None]
-        relevance = (split / (x.shape[2] * x.shape[3]))[:, None]
-        for level in reversed(levels[lowest:]):
-            if level in maps:
-                maps[level].append(relevance[:, 0])
-            if level in steps:
-                relevance = steps[level](relevance)
-    return {name: torch.cat(found) for name, found in maps.items()}
+        x = images[start : start + batch_size].contiguous(memory_format=torch.channels_last)
+        if source is not None:
+            x = network.preactivations(x, [levels[lowest]])[levels[lowest]]
+        chosen = None if classes is None else classes[start : start + batch_size]
+        found = sweep.logits(x, chosen)
+        for name, parts in maps.items():
+            parts.append(found[nodes.get(name, sweep.source)][0])
+    return {name: torch.cat(parts) for name, parts in maps.items()}
 
 
 @torch.no_grad()
 @torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 def ierf(
-    network: Network, images: Tensor, block: str, positions: Tensor, batch_size: int = 8
-) -> Tensor:
+    network: Network, images: Tensor, block: str, positions: Tensor, batch_size: int = 8,
+    rule: Missing = "error",
+) -> Tensor:  # fmt: skip
     """iERFs: the pixels' sharing ratios in PFVs (SRD; section 3.1, eq. 10).
 
     The positions of one picture share its forward pass. Where their receptive fields together are
@@ -127,9 +150,12 @@ def ierf(
     block
         Where the PFVs lie.
     positions
-        Integers (N, 2), row and column of one PFV a picture; or (N, P, 2), P of them.
+        Integers (N, 2), row and column of one PFV a picture; or (N, P, 2), P of them. Of tokens,
+        their numbers, (N, 1) or (N, P, 1).
     batch_size
         Pictures worked on at a time. It bounds the memory, and changes nothing else.
+    rule
+        As in :func:`contributions`.
 
     Returns
     -------
@@ -146,6 +172,8 @@ def ierf(
         a position lies outside of the block's map, or ``batch_size`` is below 1.
     TypeError
         If the positions are not integers.
+    NotImplementedError
+        If there is no rule for an operation.
 
     Examples
     --------
@@ -155,22 +183,23 @@ def ierf(
     >>> field.shape, round(field.sum().item(), 3), field[0, :8].any().item()  # nothing from afar
     (torch.Size([1, 64, 64]), 1.0, False)
     """
-    stop = network.index(block) + 1
+    network.index(block)
     images = _checked_images(network, images, batch_size)
     count, _, *size = images.shape
     places = _checked_positions(network, block, positions, count, (size[0], size[1]))
     per_image = places.shape[1]
 
-    window = [_crop_edge(edge, *network.receptive_field(block)[:2]) for edge in size]
-    cropped = per_image * window[0] * window[1] < size[0] * size[1]
-    if cropped:
+    field = network.receptive_field(block)
+    window = size if field is None else [_crop_edge(edge, *field[:2]) for edge in size]
+    if field is not None and per_image * window[0] * window[1] < size[0] * size[1]:
         # One crop a PFV; as many at a time as have the area of batch_size pictures.
         owner = [i for i in range(count) for _ in range(per_image)]
-        corners, places = _corners(network, block, places.reshape(-1, 1, 2), size, window)
+        corners, places = _corners(field, places.reshape(-1, 1, 2), size, window)
         batch_size = batch_size * size[0] * size[1] // (window[0] * window[1])
     else:
         owner, corners, window = list(range(count)), places.new_zeros(count, 2), size
 
+    sweep = _Sweep(network, None, network.node(block), rule)
     found = images.new_zeros(len(owner), places.shape[1], *size)
     for start in range(0, len(owner), batch_size):
         here = slice(start, start + batch_size)
@@ -179,221 +208,356 @@ def ierf(
             for top, left in corners[here].tolist()
         ]
         chunk = torch.stack([images[i][v] for i, v in zip(owner[here], views, strict=True)])
-        steps, x = _forward(network, chunk, network.blocks[:stop])
-        row, column = places[here].unbind(-1)
-        relevance = x.new_zeros(*row.shape, *x.shape[2:])
-        n, p = torch.arange(row.shape[0])[:, None], torch.arange(row.shape[1])
-        relevance[n, p, row, column] = 1
-        for step in reversed(steps.values()):
-            relevance = step(relevance)
+        x = chunk.contiguous(memory_format=torch.channels_last)
+        relevance = sweep.positions(x, places[here])[sweep.source]
         for index, view in enumerate(views):
-            found[start + index][view] = relevance[index]
+            found[start + index][view] = relevance[:, index]
     return found.reshape(count, per_image, *size).reshape(*positions.shape[:-1], *size)
 
 
-# ---------------------------------------------------------------------------- the forward pass
+# ---------------------------------------------------------------------------- the rules
+
+Down = Callable[[Tensor], Sequence[Tensor]]
+"""Relevance (K, …) of K maps at an operation's output to that at its inputs.
+
+A map has the shape of the values, with size 1 along the channels: a number for each position. Only
+what moves values leaves one for each value.
+"""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation of a forward pass, as its rule sees it (section 3.1).
+
+    Attributes
+    ----------
+    node
+        Of the traced graph.
+    given
+        Its arguments by name, with values (N, …).
+    inputs, output
+        The values (N, …) that relevance goes down to, and what the operation made of them.
+    channels
+        The channels' dimensions in each input and, last, in the output.
+    target
+        v (N, …), the vectors that the output's parts are compared with: the output itself, or the
+        sum that it enters.
+    again
+        The operation as a function of its inputs; what else it depends on is held constant.
+    fused, moved
+        The operation before it that it is fused with, and of attention the way to this one.
+    pattern, added
+        Of attention: a (N, heads, P, P), and the bias in the values.
+    """
+
+    node: fx.Node
+    given: dict[str, Any]
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+    channels: tuple[tuple[int, ...], ...]
+    target: Tensor
+    again: Callable[..., Tensor]
+    fused: fx.Node | None = None
+    moved: Callable[[Tensor], Tensor] | None = None
+    pattern: Tensor | None = None
+    added: Tensor | None = None
+
+
+Rule = Callable[[Operation], Down]
+
+RULES: dict[str, Rule] = {}
+"""Rules by the name of an operation (:func:`gig_helpers.network.operation`); add your own."""
+
+
+def _rule(*names: str) -> Callable[[Rule], Rule]:
+    def add(make: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, make))
+        return make
+
+    return add
+
+
+def table() -> list[tuple[str, str]]:
+    """Rules as rows: what is done, and by which operations (section 3.1); for the page.
+
+    Examples
+    --------
+    >>> [names for rule, names in table() if rule.startswith("μ = ‖x‖²")]
+    ['cat']
+    """
+    rows: dict[str, list[str]] = {}
+    for name, make in RULES.items():
+        rows.setdefault((make.__doc__ or "").split("\n")[0], []).append(name)
+    return [(rule, ", ".join(names)) for rule, names in rows.items()]
+
+
+@_rule(
+    *sorted(ACTIVATIONS), "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm",
+    "softmax", "clamp", "clone", "contiguous", "to", "neg", "abs", "sqrt", "rsqrt", "pow", "exp",
+    "log", "square",
+)  # fmt: skip
+def hand_on(operation: Operation) -> Down:
+    """R_i = R_i: each position alone, a norm's statistics held constant.
+
+    Examples
+    --------
+    >>> RULES["erf"] = hand_on  # an operation of one's own network
+    >>> RULES.pop("erf") is hand_on
+    True
+    """
+    return lambda relevance: [relevance]
+
+
+@_rule("linear")
+def _linear(operation: Operation) -> Down:
+    """R_i = R_i, 0 where the input is: each position alone."""
+    alive = operation.inputs[0].any(dim=-1, keepdim=True)
+    return lambda relevance: [_level(relevance, operation.channels[-1]) * alive]
+
+
+@_rule("mul", "div", "addcmul")
+def _gate(operation: Operation) -> Down:
+    """R_i = R_i for what is gated, the smaller factor held constant; equal factors take half."""
+    count = len(operation.inputs)
+    return lambda relevance: [relevance / count] * count
+
+
+@_rule(*sorted(MOVES))
+def _move(operation: Operation) -> Down:
+    """Relevance goes back where each value came from; within a vector it lies as squares do."""
+    pull = _pull(operation.again, *operation.inputs)
+    square, channels = operation.output.square(), operation.channels[-1]
+    whole = square.sum(channels, keepdim=True)
+    share = torch.where(
+        whole == 0, 1 / max(square.numel() // max(whole.numel(), 1), 1), square / whole
+    )
+
+    def down(relevance: Tensor) -> Sequence[Tensor]:
+        return pull(relevance if relevance.shape[1:] == share.shape else relevance * share)
+
+    return down
+
+
+@_rule("add", "sub")
+def _sum(operation: Operation) -> Down:
+    """μ = ⟨x, v⟩/‖v‖² for each branch x of the sum v; a constant takes nothing."""
+    if len(operation.inputs) == 1:
+        return hand_on(operation)
+    v, channels = operation.target, operation.channels[-1]
+    square = v.square().sum(channels, keepdim=True)
+    x, y = operation.inputs
+    signed = (x, -y if operation.node.target is torch.ops.aten.sub.Tensor else y)
+    ratios = [_quotient((part * v).sum(channels, keepdim=True), square) for part in signed]
+
+    def down(relevance: Tensor) -> Sequence[Tensor]:
+        relevance = _level(relevance, channels)
+        found = []
+        for ratio, part in zip(ratios, operation.inputs, strict=True):
+            shared = relevance * ratio
+            wide = [d for d, s in enumerate(part.shape, 1) if s == 1 < shared.shape[d]]
+            found.append(shared.sum(wide, keepdim=True) if wide else shared)
+        return found
+
+    return down
+
+
+@_rule("cat")
+def _cat(operation: Operation) -> Down:
+    """μ = ‖x‖²/‖v‖² for each part x of the joined v; constant tokens are shared by norm."""
+    channels, x = operation.channels[-1], operation.inputs
+    dim, parts = operation.given["dim"] % x[0].ndim, operation.given["tensors"]
+    if dim in channels:
+        whole = operation.target.square().sum(channels, keepdim=True)
+        ratios = [_quotient(part.square().sum(channels, keepdim=True), whole) for part in x]
+        return lambda relevance: [_level(relevance, channels) * ratio for ratio in ratios]
+    known = [any(part is own for own in x) for part in parts]
+    norms = [torch.linalg.vector_norm(part, dim=channels, keepdim=True) for part in x]
+    places = [d for d in range(1, x[0].ndim) if d not in channels]
+    total = sum(norm.sum(places, keepdim=True) for norm in norms)
+
+    def down(relevance: Tensor) -> Sequence[Tensor]:
+        pieces = _level(relevance, channels).split([part.shape[dim] for part in parts], dim + 1)
+        above = [d + 1 for d in places]
+        lost = sum(
+            p.sum(above, keepdim=True) for p, own in zip(pieces, known, strict=True) if not own
+        )
+        kept = [piece for piece, own in zip(pieces, known, strict=True) if own]
+        return [p + lost * _quotient(n, total) for p, n in zip(kept, norms, strict=True)]
+
+    return down
+
+
+@_rule("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean")
+def _share(operation: Operation) -> Down:
+    """μ_i = ⟨v̂_i, v⟩/‖v‖², v̂_i what position i brings to the pooled vector v."""
+    v, channels = operation.target, operation.channels
+    unit = _quotient(v, v.square().sum(channels[-1], keepdim=True))
+    pull = _pull(operation.again, *operation.inputs)
+
+    def down(relevance: Tensor) -> Sequence[Tensor]:
+        found = pull(_level(relevance, channels[-1]) * unit)
+        parts = zip(operation.inputs, found, channels, strict=False)
+        return [_level(x * part, own) for x, part, own in parts]
+
+    return down
+
+
+def _mean_of_linear(operation: Operation) -> Down:
+    """μ_i = ⟨W x_i + b, v⟩/(P ‖v‖²), v the mean of what a linear layer makes of P positions."""
+    share = _share(operation)
+
+    def down(relevance: Tensor) -> Sequence[Tensor]:
+        (found,) = share(relevance)
+        rest = relevance.flatten(2).sum(2) - found.flatten(2).sum(2)  # the bias's
+        count = found[0, 0].numel()
+        return [found + rest.reshape(*rest.shape, *[1] * (found.ndim - 2)) / count]
+
+    return down
+
+
+@_rule("conv2d")
+def _conv(operation: Operation) -> Down:
+    """μ_i = (⟨W_i x_i, v⟩ + ⟨b, v⟩ · ‖W_i x_i‖/Σ‖W_i x_i‖)/‖v‖² for each offset i of the kernel."""
+    given, (x,), v = operation.given, operation.inputs, operation.target
+    weight, shift, groups = given["weight"], given["bias"], given["groups"]
+    window = Window.of(operation.node)
+    directions: list[Tensor] = [v]
+    parts: Iterable[Tensor]
+    if operation.fused is None and window.kernel == (1, 1):
+        linear = operation.output if shift is None else operation.output - shift[:, None, None]
+        parts = [linear]
+    else:
+        if groups == 1 and 2 * weight.shape[1] <= weight.shape[0]:
+            weight, directions = _compressed(weight, v)
+        if operation.fused is None:
+            parts = _offset_parts(x, weight, window, groups, operation.output.shape[2:])
+        else:
+            window = Window.of(operation.fused)
+            chosen = _chosen(x, window)
+            pooled = F.max_pool2d(x, *window)
+            parts = (
+                F.conv2d(torch.where(chosen == n, pooled, 0), weight, groups=groups)
+                for n in range(window.kernel[0] * window.kernel[1])
+            )
+    ratios, size = _ratios(parts, shift, v, directions), (x.shape[2], x.shape[3])
+
+    def down(relevance: Tensor) -> Sequence[Tensor]:
+        return [_spread(_level(relevance, (1,))[:, :, 0], ratios, window, size)[:, :, None]]
+
+    return down
+
+
+def _attention(operation: Operation) -> Down:
+    """μ_i = (⟨Σ_h a_ij^h O_h x_i^h, v_j⟩ + the shift's by norm)/‖v_j‖², the pattern a constant.
+
+    x are the tokens' values without their bias. What is left of v is the shift.
+    """
+    a, moved, channels = operation.pattern, operation.moved, operation.channels
+    assert a is not None and moved is not None
+    x = operation.inputs[0] if operation.added is None else operation.inputs[0] - operation.added
+    v, weight = operation.target, operation.given["weight"]
+    unit = _quotient(v, v.square().sum(channels[-1], keepdim=True))
+    mixed = a @ x
+    whole = moved(mixed)
+    (back,) = torch.func.vjp(lambda y: moved(y) @ weight.T, mixed)[1](unit)
+    along = (a * (back @ x.mT)).sum(1, keepdim=True)
+    brought = torch.einsum("nhpd,ohd->npho", x, weight.unflatten(1, (x.shape[1], -1)))
+    gram = brought @ brought.mT
+    square = torch.einsum("nhjp,ngjp,nphg->njp", a, a, gram)
+    norm = square.clamp(min=0).sqrt()[:, None]
+    left = 1 - along.sum(-1, keepdim=True)
+    ratios = along + left * _quotient(norm, norm.sum(-1, keepdim=True))
+    pull = _pull(moved, mixed)
+
+    def down(relevance: Tensor) -> Sequence[Tensor]:
+        even = _level(relevance, channels[-1]) / whole.shape[-1]
+        (there,) = pull(even.expand(len(even), *whole.shape))
+        return [ratios.mT @ there.sum((2, 4), keepdim=True)]
+
+    return down
+
+
+# ---------------------------------------------------------------------------- their parts
+
+
+def _pull(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[Tensor], Any]:
+    """What takes gradients (K, …) by a function's output to those by its inputs."""
+    return torch.vmap(torch.func.vjp(function, *inputs)[1])
+
+
+def _level(relevance: Tensor, channels: tuple[int, ...]) -> Tensor:
+    """Relevance (K, …) of positions, whatever lies along the channels summed."""
+    dims = [d + 1 for d in channels if relevance.shape[d + 1] > 1]
+    return relevance.sum(dims, keepdim=True) if dims else relevance
+
+
+def _plus(a: Tensor | None, b: Tensor, channels: tuple[int, ...]) -> Tensor:
+    if a is None:
+        return b
+    return a + b if a.shape == b.shape else _level(a, channels) + _level(b, channels)
 
 
 def _offsets(window: Window) -> Iterator[tuple[int, int]]:
-    steps = range(0, window.kernel * window.dilation, window.dilation)
-    return product(steps, steps)
+    rows, columns = (
+        range(0, kernel * dilation, dilation)
+        for kernel, dilation in zip(window.kernel, window.dilation, strict=True)
+    )
+    return product(rows, columns)
 
 
-def _seen(window: Window, padded: Tensor, offset: tuple[int, int], size: tuple[int, ...]) -> Tensor:
+def _seen(window: Window, padded: Tensor, offset: tuple[int, int], size: Sequence[int]) -> Tensor:
     """View of what each of ``size`` output positions sees at this offset."""
     rows, columns = (
-        slice(first, first + window.stride * (count - 1) + 1, window.stride)
-        for first, count in zip(offset, size, strict=True)
+        slice(first, first + stride * (count - 1) + 1, stride)
+        for first, stride, count in zip(offset, window.stride, size, strict=True)
     )
     return padded[..., rows, columns]
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """A convolution and its BN as one: v = conv(x, weight) + shift, with weight = s·W."""
-
-    weight: Tensor
-    shift: Tensor
-    window: Window
-    groups: int
-
-    @classmethod
-    def of(cls, fused: nn.Conv2d) -> "_Layer":
-        assert fused.bias is not None
-        return cls(fused.weight, fused.bias, Window.of(fused), fused.groups)
-
-    def linear(self, x: Tensor) -> Tensor:
-        _, stride, padding, dilation = self.window
-        return F.conv2d(x, self.weight, None, stride, padding, dilation, self.groups)
-
-    def parts(self, x: Tensor, size: tuple[int, ...]) -> Iterator[Tensor]:
-        """What each kernel offset brings to the output, before the shift."""
-        padded = F.pad(x, [self.window.padding] * 4)
-        taps = self.weight.flatten(2).unbind(2)
-        for offset, tap in zip(_offsets(self.window), taps, strict=True):
-            seen = _seen(self.window, padded, offset, size)
-            yield F.conv2d(seen, tap[:, :, None, None], groups=self.groups)
+def _offset_parts(
+    x: Tensor, weight: Tensor, window: Window, groups: int, size: Sequence[int]
+) -> Iterator[Tensor]:
+    """What each kernel offset of a convolution brings to its output, before the shift."""
+    rows, columns = window.padding
+    padded = F.pad(x, (columns, columns, rows, rows))
+    for offset, tap in zip(_offsets(window), weight.flatten(2).unbind(2), strict=True):
+        seen = _seen(window, padded, offset, size)
+        yield F.conv2d(seen, tap[:, :, None, None], groups=groups)
 
 
-@dataclass(frozen=True)
-class _Shares:
-    """A layer's sharing ratios (N, kernel², H, W): shares[n, o, j] of the position at offset o."""
-
-    ratios: Tensor
-    window: Window
-    input_size: tuple[int, ...]
-
-    def __call__(self, relevance: Tensor) -> Tensor:
-        """R_i = Σ_j μ_{i→j} R_j: maps (N, P, H, W) of the output to maps of the input."""
-        size, pad = relevance.shape[2:], self.window.padding
-        if self.window.kernel == self.window.stride == 1:
-            return self.ratios * relevance
-        rows, columns = self.input_size
-        below = relevance.new_zeros(*relevance.shape[:2], rows + 2 * pad, columns + 2 * pad)
-        for offset, ratio in zip(_offsets(self.window), self.ratios.unbind(1), strict=True):
-            _seen(self.window, below, offset, size).addcmul_(ratio[:, None], relevance)
-        return below[..., pad : pad + rows, pad : pad + columns]
+def _chosen(x: Tensor, window: Window) -> Tensor:
+    """Where max-pooling takes each channel from: the number of the offset, (N, C, H, W)."""
+    index = F.max_pool2d(x, *window, return_indices=True)[1]
+    place = [index // x.shape[3] + window.padding[0], index % x.shape[3] + window.padding[1]]
+    for dim, stride in zip((0, 1), window.stride, strict=True):
+        first = stride * torch.arange(index.shape[2 + dim], device=x.device)
+        place[dim] = (place[dim] - (first[:, None] if dim == 0 else first)) // window.dilation[dim]
+    return place[0] * window.kernel[1] + place[1]
 
 
-@dataclass(frozen=True)
-class _Pool:
-    """Where max-pooling took each channel from: the number of the offset, (N, C, H, W)."""
+def _spread(relevance: Tensor, ratios: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
+    """R_i = Σ_j μ_{i→j} R_j: maps (K, N, H, W) of the output to maps of the input.
 
-    chosen: Tensor
-    window: Window
-    input_size: tuple[int, ...]
-
-    def parts(self, x: Tensor) -> Iterator[Tensor]:
-        """Each offset's channels of the pooled vectors, the others 0."""
-        for number in range(self.window.kernel**2):
-            yield torch.where(self.chosen == number, x, 0)
-
-
-_POINT = Window(1, 1, 0, 1)
-_Down = Callable[[Tensor], Tensor]
-
-
-def _forward(
-    network: Network, images: Tensor, blocks: Sequence[str]
-) -> tuple[dict[str, _Down], Tensor]:
-    """Consecutive blocks' ways down, and the last one's pre-activation.
-
-    A way down takes relevance (N, P, H, W) from a block's output to the previous block's; from the
-    network's first block, to the pixels.
+    ``ratios[n, o, j]`` is μ of the position at offset o from j.
     """
-    images = images.contiguous(memory_format=torch.channels_last)
-    first = network.index(blocks[0]) if blocks else len(network.blocks)
-    x = images
-    if first > 0:
-        before = network.blocks[first - 1]
-        x = network.preactivations(images, [before])[before]
-    downs: dict[str, _Down] = {}
-    for name in blocks:
-        if name == network.blocks[0]:
-            downs[name], x = _stem_and_block(network, images)
-        else:
-            downs[name], x = _block(network, name, F.relu(x))
-    return downs, x
+    if window.kernel == window.stride == (1, 1):
+        return ratios[:, 0] * relevance
+    (rows, columns), (top, left) = size, window.padding
+    below = relevance.new_zeros(*relevance.shape[:2], rows + 2 * top, columns + 2 * left)
+    for offset, ratio in zip(_offsets(window), ratios.unbind(1), strict=True):
+        _seen(window, below, offset, relevance.shape[2:]).addcmul_(ratio, relevance)
+    return below[..., top : top + rows, left : left + columns]
 
 
-def _stem_and_block(network: Network, images: Tensor) -> tuple[_Down, Tensor]:
-    stem = _Layer.of(network.fused[network.model.conv1])
-    linear = stem.linear(images)
-    v = linear + stem.shift[:, None, None]
-    to_pixels = _shares(stem, images, linear, v)
-    x, pool = _pooled(network.model.maxpool, F.relu(v))
-    first = network.blocks[0]
-    if isinstance(network.block(first), Bottleneck):
-        to_stem, v = _block(network, first, x, pool)
-        return lambda relevance: to_pixels(to_stem(relevance)), v
-    to_pool, v = _block(network, first, x)
-    to_stem = _Shares(_ratios(pool.parts(x), None, x), pool.window, pool.input_size)
-    return lambda relevance: to_pixels(to_stem(to_pool(relevance))), v
-
-
-def _pooled(layer: nn.MaxPool2d, x: Tensor) -> tuple[Tensor, _Pool]:
-    window = Window.of(layer)
-    pooled, index = F.max_pool2d(x, *window[:3], return_indices=True)
-    height, width = pooled.shape[2:]
-    row = index // x.shape[3] + window.padding
-    column = index % x.shape[3] + window.padding
-    row -= window.stride * torch.arange(height, device=x.device)[:, None]
-    column -= window.stride * torch.arange(width, device=x.device)
-    return pooled, _Pool(row * window.kernel + column, window, tuple(x.shape[2:]))
-
-
-def _block(
-    network: Network, name: str, x: Tensor, pool: _Pool | None = None
-) -> tuple[_Down, Tensor]:
-    """A block's way down, and its pre-activation; x is its input, after the ReLU."""
-    block = network.block(name)
-    convs = [block.conv1, block.conv2]
-    if isinstance(block, Bottleneck):
-        convs.append(block.conv3)
-    branch = [_Layer.of(network.fused[conv]) for conv in convs]
-    main: list[_Shares] = []
-    y = x
-    for layer in branch[:-1]:
-        linear = layer.linear(y)
-        v = linear + layer.shift[:, None, None]
-        main.append(_shares(layer, y, linear, v, None if main else pool))
-        y = F.relu(v)
-    last = branch[-1]
-    linear = last.linear(y)
-    v = linear + last.shift[:, None, None]
-    if block.downsample is None:
-        v += x
-        shortcut = _Shares(_ratios([x], None, v), _POINT, tuple(x.shape[2:]))
-    else:
-        beside = _Layer.of(network.fused[block.downsample[0]])
-        linear_beside = beside.linear(x)
-        v += linear_beside + beside.shift[:, None, None]
-        shortcut = _shares(beside, x, linear_beside, v, pool)
-    main.append(_shares(last, y, linear, v))
-
-    def down(relevance: Tensor) -> Tensor:
-        below = relevance
-        for shares in reversed(main):
-            below = shares(below)
-        return below + shortcut(relevance)
-
-    return down, v
-
-
-# ---------------------------------------------------------------------------- the sharing ratios
-
-
-def _shares(
-    layer: _Layer, x: Tensor, linear: Tensor, target: Tensor, pool: _Pool | None = None
-) -> _Shares:
-    """Shares of a layer's inputs x in a target; ``linear`` is what the layer makes of x.
-
-    With a pool, those of the pool's inputs; the layer is then a 1×1 convolution.
-    """
-    window, size = layer.window, tuple(x.shape[2:])
-    if pool is None and window.kernel == 1:
-        return _Shares(_ratios([linear], layer.shift, target), window, size)
-    directions = [target]
-    if layer.groups == 1 and 2 * layer.weight.shape[1] <= layer.weight.shape[0]:
-        layer, directions = _compressed(layer, target)
-    if pool is None:
-        parts = layer.parts(x, linear.shape[2:])
-    else:
-        parts = (layer.linear(part) for part in pool.parts(x))
-        window, size = pool.window, pool.input_size
-    return _Shares(_ratios(parts, layer.shift, target, directions), window, size)
-
-
-def _compressed(layer: _Layer, target: Tensor) -> tuple[_Layer, list[Tensor]]:
-    """Parts with as few channels as the input, and the target's directions for them.
+def _compressed(weight: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """A weight with as few outputs as inputs, and the target's directions for its parts.
 
     At an offset with s·W = QR, R x has the length of s·W x, and ⟨s·W x, v⟩ = ⟨R x, Qᵀv⟩.
     """
-    outputs, inputs, *kernel = layer.weight.shape
-    q, r = torch.linalg.qr(layer.weight.flatten(2).permute(2, 0, 1))
-    weight = r.permute(1, 2, 0).reshape(inputs, inputs, *kernel)
+    outputs, inputs, *kernel = weight.shape
+    q, r = torch.linalg.qr(weight.flatten(2).permute(2, 0, 1))
     turned = F.conv2d(target, q.transpose(1, 2).reshape(-1, outputs, 1, 1))
-    return replace(layer, weight=weight), list(turned.split(inputs, 1))
+    return r.permute(1, 2, 0).reshape(inputs, inputs, *kernel), list(turned.split(inputs, 1))
 
 
 def _ratios(
@@ -421,6 +585,242 @@ def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(denominator == 0, 0, numerator / denominator)
 
 
+# ---------------------------------------------------------------------------- the sweep
+
+
+@dataclass
+class _Step:
+    """How one node's relevance goes down: to which nodes, by which rule."""
+
+    node: fx.Node
+    rule: Rule
+    inputs: list[fx.Node]
+    inside: list[fx.Node]
+    fused: fx.Node | None = None
+    joint: fx.Node | None = None
+    values: Sequence[fx.Node] = ()
+
+    @property
+    def needs(self) -> set[fx.Node]:
+        """The nodes whose values the rule looks at."""
+        around = {n for node in (*self.inside, *self.values) for n in node.all_input_nodes}
+        return {self.node, *self.inputs, *self.inside, *self.values, *around}
+
+
+class _Sweep:
+    """The way down from one cut point, by default the logits, to another, the pictures."""
+
+    def __init__(
+        self, network: Network, source: fx.Node | None, sink: fx.Node | None, missing: Missing
+    ):
+        self.network, self.missing = network, missing
+        self.nodes = network.nodes(source, sink)
+        self.source, self.sink = self.nodes[0], self.nodes[-1]
+        self.stops = {network.node(block) for block in network.blocks}
+        self.last = self.sink  # where a class is a direction: logits, before they are flattened
+        while operation(self.last) in MOVES:
+            self.last = self.last.all_input_nodes[0]
+        self.to_logits = sink is None
+        self.steps: dict[fx.Node, _Step] = {}
+        wanted = {self.sink}
+        for node in reversed(self.nodes[1:]):
+            if node in wanted:
+                self.steps[node] = self._step(node)
+                wanted.update(self.steps[node].inputs)
+
+    def _step(self, node: fx.Node) -> _Step:
+        name, inputs = operation(node), live_inputs(node)
+        rule = RULES.get(name)
+        if rule is None and name in ("matmul", "bmm", "scaled_dot_product_attention"):
+            rule = None if self.missing == "error" else _share
+        if rule is None and self.missing == "gradient":
+            rule = _share
+        if rule is None:
+            raise _no_rule(node)
+        step = _Step(node, rule, inputs, [node])
+        if rule is _gate:
+            most = max(map(_numel, inputs))
+            step.inputs = [n for n in inputs if _numel(n) == most]
+        below, between = inputs[0], []
+        while operation(below) in MOVES and len(below.users) == 1:
+            between.insert(0, below)
+            below = below.all_input_nodes[0]
+        kind = operation(below)
+        if rule is _linear and len(below.users) == 1:
+            if kind in ("mean", "adaptive_avg_pool2d") and _whole(below):
+                step.rule, step.inputs, step.inside = (
+                    _mean_of_linear,
+                    live_inputs(below),
+                    [below, *between, node],
+                )
+            elif kind == "scaled_dot_product_attention" or (
+                kind == "matmul" and _is_pattern(below)
+            ):
+                value = below.args[1] if kind == "matmul" else below.args[2]
+                if below.meta["channels"][-1] != 3 or len(below.meta["shape"]) != 4:
+                    raise _no_rule(below)
+                step.rule, step.inputs, step.inside = _attention, [value], [below, *between, node]
+                step.values = self._biased(value)
+                step.fused = below
+        if rule is _conv:
+            if inputs[0] is below and kind == "max_pool2d" and _all_pointwise(below):
+                step.inputs, step.fused = live_inputs(below), below
+            user = next(iter(node.users)) if len(node.users) == 1 else node
+            if operation(user) == "add" and len(live_inputs(user)) == 2 and user in self.nodes:
+                if all(n.meta["shape"] == user.meta["shape"] for n in live_inputs(user)):
+                    step.joint = user
+        return step
+
+    def _biased(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes from a linear layer with a bias to these values, if but moves lie between."""
+        chain = [node]
+        while operation(chain[0]) in MOVES:
+            chain.insert(0, chain[0].all_input_nodes[0])
+        first = chain[0]
+        return chain if operation(first) == "linear" and arguments(first)["bias"] else []
+
+    def logits(self, x: Tensor, classes: Tensor | None) -> dict[fx.Node, Tensor]:
+        """Relevance (1, N, …) of blocks, and of the source, for a class a picture."""
+        downs, y, chosen = self._up(x, classes)
+        return self._down(downs, (y * chosen)[None])
+
+    def positions(self, x: Tensor, places: Tensor) -> dict[fx.Node, Tensor]:
+        """Relevance (P, N, …) of the source for positions (N, P, dims) of the sink."""
+        downs, y, _ = self._up(x, None)
+        (channel,) = self.sink.meta["channels"]
+        own = [s for d, s in enumerate(y.shape) if d not in (0, channel)]
+        start = y.new_zeros(places.shape[1], len(y), *own)
+        n, p = torch.arange(len(y))[:, None], torch.arange(places.shape[1])
+        start[(p, n, *places.unbind(-1))] = 1
+        return self._down(downs, start.unsqueeze(channel + 1))
+
+    def _up(self, x: Tensor, classes: Tensor | None) -> tuple[dict[fx.Node, Down], Tensor, Tensor]:
+        """The forward pass, which leaves each node's way down; the sink's value; its classes."""
+        order = {node: n for n, node in enumerate(self.nodes)}
+        until = {
+            below: order[node]
+            for node in self.nodes[1:]
+            for below in node.all_input_nodes
+            if below in order
+        }
+        ready: dict[fx.Node, list[_Step]] = {}
+        for step in self.steps.values():
+            when = step.joint or step.node
+            ready.setdefault(when, []).append(step)
+            until |= {n: max(until.get(n, 0), order[when]) for n in step.needs if n in order}
+        done: dict[int, list[fx.Node]] = {}
+        until.pop(self.sink, None)
+        for node, place in until.items():
+            done.setdefault(place, []).append(node)
+        values: dict[fx.Node, Any] = {self.source: x}
+        downs: dict[fx.Node, Down] = {}
+        seed = x
+        for place, node in enumerate(self.nodes):
+            if node.op == "get_attr":
+                values[node] = self.network.program.get_buffer(str(node.target))
+            elif operation(node) == "sym_size":
+                values[node] = len(x)
+            elif place:
+                values[node] = evaluate(node, values)
+            if node is self.last and self.to_logits:
+                flat = values[node].flatten(1)
+                chosen = flat.argmax(1) if classes is None else classes
+                seed = F.one_hot(chosen, flat.shape[1]).to(flat)
+            for step in ready.get(node, ()):
+                v = values[node]
+                if node is self.last and self.to_logits:
+                    v = v * seed.reshape(v.shape)
+                downs[step.node] = step.rule(self._operation(step, values, v))
+            for passed in done.get(place, ()):
+                values.pop(passed)
+        return downs, values[self.sink], seed
+
+    def _operation(self, step: _Step, values: dict[fx.Node, Any], target: Tensor) -> Operation:
+        here = {node: values[node] for node in step.needs if node in values}
+
+        def run(nodes: Sequence[fx.Node], known: dict[fx.Node, Any]) -> Tensor:
+            known = {**here, **known}
+            for node in nodes:
+                known[node] = evaluate(node, known)
+            return known[nodes[-1]]
+
+        def again(*inputs: Tensor) -> Tensor:
+            return run(step.inside, dict(zip(step.inputs, inputs, strict=True)))
+
+        given = fx.node.map_arg(arguments(step.node), lambda n: here[n])
+        x = tuple(here[n] for n in step.inputs)
+        channels = tuple(n.meta["channels"] for n in (*step.inputs, step.node))
+        common = (step.node, given, x, here[step.node], channels, target, again, step.fused)
+        if step.rule is not _attention:
+            return Operation(*common)
+        core, *between, _ = step.inside
+        pattern, added = here[core.args[0]], None
+        if operation(core) != "matmul":  # weights are what attention makes of unit vectors
+            unit = torch.eye(x[0].shape[2], dtype=x[0].dtype, device=x[0].device)
+            pattern = run([core], {step.inputs[0]: unit.expand(*x[0].shape[:2], -1, -1)})
+        if step.values:
+            first, *rest = step.values
+            bias = here[arguments(first)["bias"]].expand(here[first].shape)
+            added = run(rest, {first: bias}) if rest else bias
+        moved = lambda y: run(between, {core: y}) if between else y  # noqa: E731
+        return Operation(*common, moved, pattern, added)
+
+    def _down(self, downs: dict[fx.Node, Down], start: Tensor) -> dict[fx.Node, Tensor]:
+        """Relevance of the blocks and the source, as (K, N, …) without channels."""
+        relevance, kept = {self.sink: start}, {}
+        for node in reversed(self.nodes):
+            if node not in relevance:
+                continue
+            here = relevance.pop(node)
+            if node is self.source or node in self.stops:
+                (channel,) = node.meta["channels"]
+                kept[node] = _level(here, (channel,)).squeeze(channel + 1)
+            if node is self.source:
+                break
+            inputs = self.steps[node].inputs
+            found = downs[node](here)
+            for below, part in zip(inputs, found, strict=True):
+                # A convolution that enters the sum shares the sum's relevance by itself.
+                joint = below in self.steps and self.steps[below].joint is node
+                part = _level(here, node.meta["channels"]) if joint else part
+                relevance[below] = _plus(relevance.get(below), part, below.meta["channels"])
+        return kept
+
+
+def _numel(node: fx.Node) -> int:
+    return math.prod(node.meta["shape"])
+
+
+def _whole(node: fx.Node) -> bool:
+    """Whether a mean is one over all positions."""
+    (x,) = live_inputs(node)
+    return _numel(x) == _numel(node) * math.prod(
+        s for d, s in enumerate(x.meta["shape"]) if d not in (0, *x.meta["channels"])
+    )
+
+
+def _all_pointwise(pool: fx.Node) -> bool:
+    """Whether 1×1 convolutions are all that takes what a pool of whole windows makes."""
+    return not arguments(pool)["ceil_mode"] and all(
+        operation(user) == "conv2d" and set(Window.of(user)[:2]) == {(1, 1)} for user in pool.users
+    )
+
+
+def _is_pattern(node: fx.Node) -> bool:
+    """Whether a softmax made the left factor of a product, but for moves and constants."""
+    while operation(node) in ("matmul", "masked_fill", *MOVES):
+        node = node.all_input_nodes[0]
+    return operation(node) == "softmax"
+
+
+def _no_rule(node: fx.Node) -> NotImplementedError:
+    name = operation(node)
+    return NotImplementedError(
+        f"SRD has no rule for {name} (node {node.name}, in {node.meta['paths'][0] or 'the model'}"
+        f'): give it one, such as srd.RULES["{name}"] = srd.hand_on, or ask for rule="gradient"'
+    )
+
+
 # ---------------------------------------------------------------------------- crops and checks
 
 
@@ -431,7 +831,7 @@ def _crop_edge(edge: int, size: int, step: int) -> int:
 
 
 def _corners(
-    network: Network, block: str, positions: Tensor, size: list[int], window: list[int]
+    field: tuple[int, int, int], positions: Tensor, size: list[int], window: list[int]
 ) -> tuple[Tensor, Tensor]:
     """Upper left corners (M, 2) of the crops, and the positions within them.
 
@@ -439,7 +839,7 @@ def _corners(
     receptive field that reaches over the picture's edge gets a crop that ends there: padding is
     where it was.
     """
-    _, step, start = network.receptive_field(block)
+    _, step, start = field
     room = torch.tensor(size) - torch.tensor(window)
     corners = (start + step * positions[:, 0]).clamp(min=0) // step * step
     corners = torch.minimum(corners, room)
@@ -456,7 +856,7 @@ def _checked_images(network: Network, images: Tensor, batch_size: int) -> Tensor
 
 
 def _checked_classes(network: Network, classes: Tensor | Sequence[int], count: int) -> Tensor:
-    known = network.model.fc.out_features
+    known = len(network.classes)
     classes = torch.as_tensor(classes, device=network.device)
     if classes.is_floating_point() or classes.dtype == torch.bool:
         raise TypeError(f"classes must be integers, got {classes.dtype}")
@@ -470,16 +870,18 @@ def _checked_classes(network: Network, classes: Tensor | Sequence[int], count: i
 def _checked_positions(
     network: Network, block: str, positions: Tensor, count: int, size: tuple[int, int]
 ) -> Tensor:
-    """Positions as (N, P, 2), on the CPU."""  # noqa: DOC501
+    """Positions as (N, P, 2) or (N, P, 1), on the CPU."""  # noqa: DOC501
     if positions.is_floating_point() or positions.dtype == torch.bool:
         raise TypeError(f"positions must be integers, got {positions.dtype}")
-    if positions.ndim not in (2, 3) or (positions.shape[0], positions.shape[-1]) != (count, 2):
+    own = network.own_size(block, size)
+    dims = len(own)
+    if positions.ndim not in (2, 3) or (positions.shape[0], positions.shape[-1]) != (count, dims):
         raise ValueError(
-            f"expected positions ({count}, 2) or ({count}, P, 2), row and column for each of the "
-            f"{count} pictures, got {tuple(positions.shape)}"
+            f"expected positions ({count}, {dims}) or ({count}, P, {dims}), "
+            f"{'row and column' if dims == 2 else 'the number'} for each of the {count} pictures, "
+            f"got {tuple(positions.shape)}"
         )
-    places = positions.cpu().long().reshape(count, -1, 2)
-    rows, columns = network.map_size(block, size)
-    if ((places < 0) | (places >= torch.tensor([rows, columns]))).any():
-        raise ValueError(f"a position lies outside of {block}'s map of {rows} × {columns}")
+    places = positions.cpu().long().reshape(count, -1, dims)
+    if ((places < 0) | (places >= torch.tensor(own))).any():
+        raise ValueError(f"a position lies outside of {block}'s map of {' × '.join(map(str, own))}")
     return places

@@ -50,13 +50,21 @@ def random_network(
     if name == "v1":
         for stage in (model.layer2, model.layer3, model.layer4):
             stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    return Network(randomised(model).to(dtype), name, device="cpu")
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """The model, with BN statistics that are not the identity and no weights that are all 0."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.3)
             nn.init.normal_(module.running_mean, 0, 0.3)
             nn.init.uniform_(module.running_var, 0.5, 2)
-    return Network(model.to(dtype), name, device="cpu")
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, 0, 0.1)
+    return model
 
 
 def sparse_codes(*shape: int, share: float = 0.4, dtype=torch.float32, seed: int = 1) -> Tensor:

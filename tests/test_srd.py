@@ -47,7 +47,7 @@ def brute_force(network: Network, image: Tensor) -> dict[str, Tensor]:
     x = x[0]
     found = {}
     for name in network.blocks:
-        block = network.block(name)
+        block = network.model.get_submodule(name)
         branch = [nn.Sequential(block.conv1, block.bn1), nn.Sequential(block.conv2, block.bn2)]
         if isinstance(block, Bottleneck):
             branch.append(nn.Sequential(block.conv3, block.bn3))
@@ -176,8 +176,9 @@ def test_order_and_batch_size_change_nothing():
 
 def test_dead_stem_gives_zeros():
     """Every vector above the stem is a shift alone: no part brings anything, 0/0 is 0."""
-    network = random_network("v1.5")
-    network.model.bn1.bias.fill_(-1e4)
+    model = random_network("v1.5").model
+    model.bn1.bias.fill_(-1e4)
+    network = Network(model, device="cpu")
     images = torch.randn(1, 3, 64, 64)
     pixels = srd.contributions(network, images, ["pixels"])["pixels"]
     field = srd.ierf(network, images, "layer1.1", torch.tensor([[8, 8]]))

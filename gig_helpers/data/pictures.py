@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -15,9 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from .weights import MEAN, STD, AssetUnavailable, cache_folder, socket_timeout
-
-SIZE = 224
+from .weights import IMAGENET, AssetUnavailable, Preprocessing, cache_folder, socket_timeout
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -30,9 +28,9 @@ class UnreadablePicture(ValueError):
 class Pictures(Dataset):
     """Pictures on disk, each with a view (a part of the file) and, where known, a class.
 
-    ``pictures[i]`` is a normalised float tensor (3, 224, 224): the view's shorter side resized to
-    256, the centre 224 × 224 cropped, ImageNet's mean and standard deviation. ``image(i)`` is the
-    same view as a PIL image, for the eye.
+    ``pictures[i]`` is a normalised float tensor (3, 224, 224): by default the view's shorter side
+    resized to 256, the centre 224 × 224 cropped, ImageNet's mean and standard deviation.
+    ``image(i)`` is the same view as a PIL image, for the eye.
 
     Attributes
     ----------
@@ -41,9 +39,11 @@ class Pictures(Dataset):
     files, paths
         Absolute paths, and the same relative to the folder.
     labels
-        ImageNet class (0 to 999) or None.
+        Number of the class (of ImageNet's 0 to 999) or None.
     boxes
         View: left, upper, right, lower as fractions of the file's width and height.
+    preprocessing
+        Of the network that they are for.
 
     Examples
     --------
@@ -59,6 +59,7 @@ class Pictures(Dataset):
     paths: tuple[str, ...]
     labels: tuple[int | None, ...]
     boxes: tuple[tuple[float, float, float, float], ...]
+    preprocessing: Preprocessing = IMAGENET
 
     def __len__(self) -> int:
         return len(self.files)
@@ -70,10 +71,10 @@ class Pictures(Dataset):
 
     def __getitem__(self, index: int) -> Tensor:
         picture = v2.functional.to_dtype(v2.functional.pil_to_tensor(self.image(index)), scale=True)
-        return v2.functional.normalize(picture, list(MEAN), list(STD))
+        return v2.functional.normalize(picture, *map(list, self.preprocessing[2:4]))
 
     def image(self, index: int) -> Image.Image:
-        """View number ``index`` as an RGB PIL image, 224 × 224.
+        """View number ``index`` as an RGB PIL image, resized and cropped, by default 224 × 224.
 
         Raises
         ------
@@ -87,22 +88,29 @@ class Pictures(Dataset):
             raise UnreadablePicture(f"{self.paths[index]}: {error}") from error
         corners = zip(self.boxes[index], 2 * image.size, strict=True)
         image = image.crop([round(share * length) for share, length in corners])  # type: ignore[arg-type]
-        return v2.functional.center_crop(v2.functional.resize(image, [256]), [SIZE])
+        size, resize, *_, interpolation = self.preprocessing
+        how = v2.InterpolationMode(interpolation)
+        return v2.functional.center_crop(v2.functional.resize(image, [resize], how), [size])
 
     @property
     def fingerprint(self) -> str:
-        """Hash of every file's relative path, size in bytes and view."""
+        """Hash of every file's relative path, size in bytes and view, and of a preprocessing of its own."""
         sizes = [file.stat().st_size if file.exists() else -1 for file in self.files]
-        text = json.dumps(list(zip(self.paths, sizes, self.boxes, strict=True)))
+        own = [] if self.preprocessing == IMAGENET else [self.preprocessing]
+        text = json.dumps([*zip(self.paths, sizes, self.boxes, strict=True), *own])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def subset(self, indices: list[int] | range) -> "Pictures":
         """The pictures with these indices, in this order."""
-        parts = (self.files, self.paths, self.labels, self.boxes)
-        return Pictures(self.name, *(tuple(part[i] for i in indices) for part in parts))  # type: ignore[arg-type]
+        names = ("files", "paths", "labels", "boxes")
+        some: dict = {n: tuple(getattr(self, n)[i] for i in indices) for n in names}
+        return replace(self, **some)
 
 
-def load_pictures(spec: str = "sample") -> Pictures:
+def load_pictures(
+    spec: str = "sample", *, preprocessing: Preprocessing = IMAGENET,
+    classes: Sequence[str] | None = None,
+) -> Pictures:  # fmt: skip
     """Return a set of pictures.
 
     Parameters
@@ -115,6 +123,9 @@ def load_pictures(spec: str = "sample") -> Pictures:
         ``GIG_IMAGENET_VAL`` names. Anything else: a folder, searched with its sub-folders. A
         picture gets the class of its nearest parent folder that is named like an ImageNet class
         (``n01534433`` or ``junco``).
+    preprocessing, classes
+        The network's; by default those of a ResNet with ImageNet's classes. With other classes,
+        the sub-folders are named like these.
 
     Raises
     ------
@@ -130,7 +141,13 @@ def load_pictures(spec: str = "sample") -> Pictures:
     >>> load_pictures("sample")
     sample: 26 photographs (106 views)
     """
-    return SOURCES[spec]() if spec in SOURCES else _folder(Path(spec), Path(spec).absolute().name)
+    folder = Path(spec)
+    found = SOURCES[spec]() if spec in SOURCES else _folder(folder, folder.absolute().name)
+    labels = found.labels
+    if classes is not None and tuple(classes) != class_names():
+        index = {name.lower(): n for n, name in enumerate(classes)}
+        labels = tuple(_label(path, folder.absolute().name, index) for path in found.paths)
+    return replace(found, labels=labels, preprocessing=preprocessing)
 
 
 def _sample() -> Pictures:
@@ -190,7 +207,8 @@ def _folder(root: Path, name: str) -> Pictures:
             f"no picture in {root}: looked there and below for {', '.join(sorted(_SUFFIXES))}"
         )
     paths = tuple(file.relative_to(root).as_posix() for file in files)
-    labels = tuple(_label(path, root.absolute().name) for path in paths)
+    index = _class_index()
+    labels = tuple(_label(path, root.absolute().name, index) for path in paths)
     return Pictures(name, tuple(files), paths, labels, ((0.0, 0.0, 1.0, 1.0),) * len(files))
 
 
@@ -202,9 +220,9 @@ SOURCES: dict[str, Callable[[], Pictures]] = {
 """Sets of pictures by name; any other name is a folder's."""
 
 
-def _label(path: str, root: str) -> int | None:
+def _label(path: str, root: str, classes: Mapping[str, int]) -> int | None:
     parents = [*PurePosixPath(path).parts[-2::-1], root]
-    found = (_class_index().get(parent.lower().replace("_", " ")) for parent in parents)
+    found = (classes.get(parent.lower().replace("_", " ")) for parent in parents)
     return next((index for index in found if index is not None), None)
 
 

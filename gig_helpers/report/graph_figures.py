@@ -22,7 +22,6 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from ..data import artifacts
-from ..data.pictures import class_names
 from .examples import Example
 from .figures import portrait
 
@@ -305,7 +304,7 @@ def _about(graph: nx.DiGraph, node: str, examples: Mapping[str, Sequence[Example
         if data["name"]:
             lines[0] += f" “{data['name']}”"
         for label, value in zip(graph.graph["classes"], data["relevance"], strict=True):
-            lines.append(f"relevance for {class_names()[label]}: {value:.3g}")
+            lines.append(f"relevance for {graph.nodes[f'class/{label}']['name']}: {value:.3g}")
     for word, edges in (("from", graph.pred[node]), ("to", graph.succ[node])):
         values = {other: edge["raw"] for other, edge in edges.items()}
         strongest = sorted(values, key=lambda other: -abs(values[other]))[:3]

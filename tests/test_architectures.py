@@ -1,0 +1,177 @@
+"""One test over many architectures: F_ab, GIG against Captum, SRD's conservation; own classes."""
+
+import itertools
+
+import pytest
+import timm
+import torch
+import torchvision.models as tv
+from captum.attr import IntegratedGradients
+from conftest import randomised
+from torch import nn
+from torchvision.models.convnext import CNBlockConfig
+
+from gig_helpers import Network, srd
+from gig_helpers.gig import class_relevance, gig
+
+
+class Plain(nn.Sequential):
+    """A reader's own."""
+
+    def __init__(self):
+        layers = (
+            nn.Conv2d(3, 8, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(8, 12, 5, 2, bias=False),
+        )
+        super().__init__(*layers, nn.BatchNorm2d(12), nn.Tanh(), nn.Flatten(), nn.Linear(432, 5))
+
+
+def vgg():
+    model = tv.vgg11(num_classes=5)
+    model.classifier = nn.Sequential(
+        nn.Linear(25088, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 5)
+    )
+    return model
+
+
+def fine_tuned():
+    model = tv.resnet18()
+    model.fc = nn.Linear(512, 5)
+    return model
+
+
+def swin(make):
+    return lambda: tv.SwinTransformer([4, 4], 24, [2, 2], [3, 6], [4, 4], num_classes=5, **make)
+
+
+# Few blocks and small pictures, and sizes that windows and strides do not divide.
+ARCHITECTURES = {
+    "vgg": (vgg, (64, 64)),
+    "fine-tuned resnet18": (fine_tuned, (64, 48)),
+    "wide resnet": (
+        lambda: tv.ResNet(tv.resnet.Bottleneck, [1, 1, 1, 1], 5, width_per_group=128), (64, 64)
+    ),
+    "densenet": (lambda: tv.DenseNet(8, (2, 2, 2), 16, num_classes=5), (64, 64)),
+    "mobilenet_v2": (lambda: tv.mobilenet_v2(width_mult=0.35, num_classes=5), (64, 64)),
+    "mobilenet_v3": (lambda: tv.mobilenet_v3_small(width_mult=0.5, num_classes=5), (64, 64)),
+    "efficientnet": (lambda: tv.efficientnet_b0(num_classes=5), (64, 64)),
+    "convnext": (
+        lambda: tv.ConvNeXt(
+            [CNBlockConfig(16, 32, 2), CNBlockConfig(32, 64, 1), CNBlockConfig(64, None, 1)],
+            num_classes=5,
+        ),
+        (64, 64),
+    ),
+    "regnet": (lambda: tv.regnet_y_400mf(num_classes=5), (64, 64)),
+    "vit": (lambda: tv.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=5), (32, 32)),
+    "swin": (swin({}), (44, 36)),
+    "swin_v2": (swin({"block": tv.swin_transformer.SwinTransformerBlockV2,
+                      "downsample_layer": tv.swin_transformer.PatchMergingV2}), (44, 36)),
+    "googlenet": (
+        lambda: tv.googlenet(num_classes=5, aux_logits=False, init_weights=False), (64, 64)
+    ),
+    "shufflenet": (lambda: tv.shufflenet_v2_x0_5(num_classes=5), (64, 64)),
+    "squeezenet": (lambda: tv.squeezenet1_1(num_classes=5), (64, 64)),
+    "mnasnet": (lambda: tv.mnasnet0_5(num_classes=5), (64, 64)),
+    "timm lite0": (lambda: timm.create_model("efficientnet_lite0", num_classes=5), (64, 64)),
+    "timm vit": (
+        lambda: timm.create_model(
+            "vit_tiny_patch16_224", img_size=64, depth=2, num_classes=5, reg_tokens=2
+        ),
+        (64, 64),
+    ),
+    "timm convnextv2": (
+        lambda: timm.create_model("convnextv2_atto", depths=(1, 1, 1, 1), num_classes=5), (64, 64)
+    ),
+    "own": (Plain, (33, 33)),
+}  # fmt: skip
+
+
+def error(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def case(request):
+    make, size = ARCHITECTURES[request.param]
+    size = (size, size) if isinstance(size, int) else size
+    torch.manual_seed(0)
+    network = Network(randomised(make()), request.param, device="cpu", input_size=size)
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        return network, images, network.preactivations(images), network.logits(images)
+
+
+def test_f_ab_composes_to_the_logits(case):
+    """What differs is float32's rounding, of the fused batch norms above all."""
+    network, _, found, logits = case
+    assert len(network.blocks) > 1 and tuple(found) == network.blocks
+    for block, x in found.items():
+        assert error(network.logits_from(x, block), logits) < 1e-5, block
+        flat = network.positions(x, block)
+        assert flat.shape[2] == network.channels(block)
+        assert torch.equal(network.arranged(flat, block), x)
+    for source, target in itertools.pairwise(network.blocks):
+        x = network.between(found[source], source, target)
+        assert error(x, found[target]) < 1e-5, (source, target)
+
+
+def test_gig_is_captums(case):
+    network, _, found, logits = case
+    source, last = network.blocks[len(network.blocks) // 2 - 1], network.blocks[-1]
+    x = network.positions(found[source], source)[:1]
+    beta = x.mean(dim=(0, 1))
+    codes = torch.randn(1, x.shape[1], 4, dtype=x.dtype)
+    concepts = torch.randn(4, x.shape[2], dtype=x.dtype) * x.std()
+    label, unit = int(logits[0].argmax()), torch.randn(network.channels(last), dtype=x.dtype)
+    unit /= unit.norm()
+    options = {"beta": beta, "points": 3, "positions": True}
+
+    def state(u):
+        return network.arranged(u @ concepts + beta, source)
+
+    def summed(u):
+        w = network.between(state(u), source, last)
+        return network.positions(w, last).sum(dim=1) @ unit
+
+    captum = IntegratedGradients(lambda u: network.logits_from(state(u), source)[:, label])
+    expected = captum.attribute(codes, n_steps=3, method="gausslegendre")
+    mine = class_relevance(network, codes, concepts, source, [label], **options)
+    # A path has kinks: float32's rounding may put a point on either side of one.
+    assert error(mine[:, 0], expected) < 1e-4
+    expected = IntegratedGradients(summed).attribute(codes, n_steps=3, method="gausslegendre")
+    mine = gig(network, codes, concepts, source, last, unit[None], **options)
+    assert error(mine[:, 0], expected) < 1e-4
+
+
+def test_srd_conserves(case):
+    """What is lost are shares of vectors that are 0, and float32's rounding."""
+    network, images, found, logits = case
+    maps = srd.contributions(network, images, [srd.PIXELS, *network.blocks])
+    assert maps[srd.PIXELS].shape == (2, *images.shape[2:])
+    for level, relevance in maps.items():
+        torch.testing.assert_close(
+            relevance.flatten(1).sum(1), logits.amax(1), rtol=1e-3, atol=0, msg=level
+        )
+        if level != srd.PIXELS:
+            assert relevance[0].numel() == network.positions(found[level], level).shape[1]
+    for block in (network.blocks[0], network.blocks[-1]):
+        own = network.own_size(block)
+        places = torch.tensor([[0] * len(own), [size - 1 for size in own]]).expand(2, -1, -1)
+        fields = srd.ierf(network, images, block, places)
+        assert fields.shape == (2, 2, *images.shape[2:])
+        ones = torch.ones(2, 2, dtype=fields.dtype)
+        torch.testing.assert_close(fields.sum((2, 3)), ones, rtol=1e-3, atol=0, msg=block)
+
+
+def test_places(case):
+    """Every block's positions but for class tokens lie in the picture as a map."""
+    network, images, found, _ = case
+    for block, x in found.items():
+        rows, columns = network.map_size(block)
+        tokens = {"vit": 1, "timm vit": 3}.get(network.name, 0)
+        assert network.placeless(block) == tokens
+        assert network.positions(x, block).shape[1] == rows * columns + tokens
+        assert rows / columns == pytest.approx(images.shape[2] / images.shape[3], rel=0.5)
