@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from .codes import reconstruct
 from .concepts import Concepts
-from .gig import as_maps, choice
+from .gig import choice
 from .importance import fitting
 from .network import Network
 
@@ -191,7 +191,9 @@ def class_curves(
         raise ValueError(f"{len(labels)} classes for {len(u)} pictures")
 
     def measure(n: int) -> Callable[[Tensor], Tensor]:
-        return lambda x: class_scores(network.propagate(as_maps(x), concepts.block), labels[n])
+        return lambda x: class_scores(
+            network.propagate(network.arranged(x, concepts.block), concepts.block), labels[n]
+        )
 
     orders = importance[:, None] if importance.ndim == 2 else importance
     found = curves_of(u, concepts, orders, measure, lambda order: [0, 1], **options)
@@ -289,7 +291,8 @@ def interlayer_curves(
         raise ValueError(f"importance {tuple(importance.shape)} does not fit {count} targets")
 
     def scores(x: Tensor, n: int) -> Tensor:
-        w = network.propagate(as_maps(x), concepts.block, target).flatten(2).transpose(1, 2)
+        w = network.propagate(network.arranged(x, concepts.block), concepts.block, target)
+        w = network.positions(w, target)
         return torch.stack([project(w, unit) for unit in units[n]], dim=1)
 
     def measure(n: int) -> Callable[[Tensor], Tensor]:

@@ -13,7 +13,6 @@ serves every position and concept: ``GIG(v_q|p → v_t) = u_pq · ⟨G_p, v_q⟩
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
-from math import isqrt
 from typing import Any, Literal, TypeAlias, overload
 
 import torch
@@ -92,7 +91,7 @@ def gig(
     torch.Size([2, 3])
     """
     network.span(source, target)
-    vectors = _like(network.bn_shift(target), target_vectors, "target_vectors")
+    vectors = _like(network.class_vectors, target_vectors, "target_vectors")
     _per_picture(vectors.shape[:-1], "target_vectors", codes)
     if vectors.shape[-1] != network.channels(target):
         raise ValueError(
@@ -105,7 +104,7 @@ def gig(
     unit = vectors / norms
 
     def value(x: Tensor, rows: Tensor) -> Tensor:
-        summed = network.propagate(x, source, target).sum(dim=(2, 3))
+        summed = network.positions(network.propagate(x, source, target), target).sum(dim=1)
         if unit.ndim == 2:
             return summed @ unit.T
         return torch.einsum("bc,btc->bt", summed, unit[rows])
@@ -157,7 +156,7 @@ def class_relevance(
     (torch.Size([1, 3]), torch.Size([1]))
     """
     choice(output, "output", "logit", "probability")
-    wanted = torch.as_tensor(classes, device=network.bn_shift(source).device)
+    wanted = torch.as_tensor(classes, device=network.device)
     if wanted.is_floating_point() or wanted.numel() == 0:
         raise ValueError("classes: expected class numbers (T,) or (N, T)")
     _per_picture(wanted.shape, "classes", codes)
@@ -175,17 +174,18 @@ def class_relevance(
 def attribute(
     network: Network, value: Callable[[Tensor, Tensor], Tensor], codes: Tensor, concepts: Tensor,
     source: str, *, beta: Tensor | None = None, baseline: str = "beta", points: int | None = None,
-    method: str = "gausslegendre", positions: bool = False, shape: tuple[int, int] | None = None,
-    batch_size: int = 16, tolerance: float = 0.01, return_convergence_delta: bool = False,
+    method: str = "gausslegendre", positions: bool = False, batch_size: int = 16,
+    tolerance: float = 0.01, return_convergence_delta: bool = False,
 ) -> Tensor | WithDelta:  # fmt: skip
     """Attribute any values of the network to the concepts of one block.
 
     Parameters
     ----------
     value
-        (pre-activations of the source (B, C, H, W), number of each one's picture (B,)) → (B, T).
+        (pre-activations of the source (B, C, H, W), or in its own layout, number of each one's
+        picture (B,)) → (B, T).
     codes
-        U, (HW, k) of one picture or (N, HW, k); positions are row-major.
+        U, (HW, k) of one picture or (N, HW, k); positions are row-major, or tokens.
     concepts
         V, concept vectors as rows (k, C).
     beta
@@ -203,8 +203,6 @@ def attribute(
         ``"endpoint"``: gradient × code at the end of the path, which is no integral.
     positions
         Keep the attribution of every position (eq. 4) instead of their sum (eq. 5).
-    shape
-        (H, W) of the source block; by default square.
     batch_size
         How many points × pictures pass the network at once; bounds the memory.
     tolerance
@@ -237,24 +235,24 @@ def attribute(
     """
     choice(baseline, "baseline", *BASELINES)
     choice(method, "method", *RULES)
-    shift = network.bn_shift(source)
-    start = shift if beta is None else _like(shift, beta, "beta")
-    u, v = _like(shift, codes, "codes"), _like(shift, concepts, "concepts")
+    like, channels = network.class_vectors, network.channels(source)
+    start = _like(like, network.bn_shift(source) if beta is None else beta, "beta")
+    u, v = _like(like, codes, "codes"), _like(like, concepts, "concepts")
     if u.ndim not in (2, 3) or v.ndim != 2 or u.shape[-1] != len(v):
         raise ValueError(
             f"codes (…, HW, k) {tuple(u.shape)} and concepts (k, C) {tuple(v.shape)} do not fit"
         )
-    if v.shape[1:] != shift.shape or start.shape != shift.shape:
+    if v.shape[1:] != (channels,) or start.shape != (channels,):
         raise ValueError(
-            f"{source} has {len(shift)} channels, concepts have {v.shape[1]}, beta has "
+            f"{source} has {channels} channels, concepts have {v.shape[1]}, beta has "
             f"{tuple(start.shape)}"
         )
     if batch_size < 1:
         raise ValueError(f"batch_size must be positive, not {batch_size}")
     single = u.ndim == 2
     u = u[None] if single else u
-    origin = (start * BASELINES[baseline])[:, None, None]
-    maps = as_maps(u @ v, shape)
+    maps = network.arranged(u @ v, source)
+    origin = network.arranged((start * BASELINES[baseline]).expand(1, u.shape[1], -1), source)
     contractions = [_Contraction(one, v, positions) for one in u]
 
     def run(pairs: list[Pair], wanted: list[int] | None) -> Iterator[tuple[Pair, Tensor, Tensor]]:
@@ -262,7 +260,8 @@ def attribute(
         for part in (pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)):
             rows = torch.tensor([n for n, _ in part], device=maps.device)
             at = maps.new_tensor([alpha for _, alpha in part])
-            x = (origin + at[:, None, None, None] * maps[rows]).requires_grad_()
+            at = at.reshape(-1, *[1] * (maps.ndim - 1))
+            x = (origin + at * maps[rows]).requires_grad_()
             with torch.set_grad_enabled(wanted != []):
                 values = value(x, rows)
                 targets = range(values.shape[1]) if wanted is None else wanted
@@ -270,7 +269,7 @@ def attribute(
                     torch.autograd.grad(values[:, t].sum(), x, retain_graph=t != targets[-1])[0]
                     for t in targets
                 ]
-            flat = [g.flatten(2).transpose(1, 2) for g in gradients]
+            flat = [network.positions(g, source) for g in gradients]
             for i, pair in enumerate(part):
                 some = torch.stack([g[i] for g in flat]) if flat else maps.new_empty(0)
                 yield pair, values[i].detach(), contractions[pair[0]](some)
@@ -417,28 +416,6 @@ class _Contraction:
             found = self.codes.new_zeros(self.codes.shape[1])
             found[self.used] = row
         return found
-
-
-def as_maps(x: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
-    """X of eq. 3 as the network takes it: (N, HW, C), row-major, to maps (N, C, H, W).
-
-    By default H = W.
-
-    Raises
-    ------
-    ValueError
-        If there are not H · W positions.
-
-    Examples
-    --------
-    >>> as_maps(torch.arange(4.0).reshape(1, 4, 1)).tolist()
-    [[[[0.0, 1.0], [2.0, 3.0]]]]
-    """
-    height, width = shape or (isqrt(x.shape[1]),) * 2
-    if height * width != x.shape[1]:
-        raise ValueError(f"codes have {x.shape[1]} positions, not {height}×{width}: give shape=")
-    # A permuted view is channels_last, in which CPU and GPU convolve fastest.
-    return x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
 def _like(reference: Tensor, given: Tensor, name: str) -> Tensor:

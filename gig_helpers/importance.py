@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .codes import reconstruct
 from .concepts import Concepts
-from .gig import Classes, as_maps, choice, class_relevance, gig
+from .gig import Classes, choice, class_relevance, gig
 from .network import Network
 
 
@@ -32,17 +32,17 @@ class Question:
     attribute
         GIG to the targets, by its options: → (N, T, k).
     respond
-        Pre-activations (B, C, H, W) and the block's name → what the targets are directions of,
+        Pre-activations (B, P, C) of the concepts' block → what the targets are directions of,
         (B, D): the logits, or the later block's PFVs summed over positions.
 
     Examples
     --------
     >>> concepts = Concepts(torch.eye(2), torch.zeros(2), torch.arange(2), "layer4.1")
-    >>> def respond(x, block):
-    ...     return x.sum(dim=(2, 3))
+    >>> def respond(x):
+    ...     return x.sum(dim=1)
     >>> codes, directions = torch.ones(1, 4, 2), torch.tensor([[[1.0, 0.0]]])
     >>> asked = Question(codes, concepts, directions, None, respond, seed=0, batch_size=8)
-    >>> asked.response(torch.ones(1, 2, 2, 2))
+    >>> asked.respond(torch.ones(1, 4, 2))
     tensor([[4., 4.]])
     """
 
@@ -50,13 +50,9 @@ class Question:
     concepts: Concepts
     directions: Tensor
     attribute: Callable[..., Tensor]
-    respond: Callable[[Tensor, str], Tensor]
+    respond: Callable[[Tensor], Tensor]
     seed: int
     batch_size: int
-
-    def response(self, x: Tensor) -> Tensor:
-        """Responses (B, D) to maps (B, C, H, W) of the concepts' block."""
-        return self.respond(x, self.concepts.block)
 
 
 @dataclass(frozen=True)
@@ -120,8 +116,8 @@ def _random(asked: Question) -> Tensor:
 def _cosine(asked: Question) -> Tensor:
     """The network's response to the concept alone, on one position; no picture."""
     beta = asked.concepts.beta
-    alone = torch.cat([beta[None], beta + asked.concepts.vectors])[:, :, None, None]
-    found = torch.cat([asked.response(part) for part in alone.split(asked.batch_size)])
+    alone = torch.cat([beta[None], beta + asked.concepts.vectors])[:, None]
+    found = torch.cat([asked.respond(part) for part in alone.split(asked.batch_size)])
     return asked.directions @ F.normalize(found[1:] - found[0], dim=1).T
 
 
@@ -133,10 +129,10 @@ def _ablation(asked: Question) -> Tensor:
     found = vectors.new_zeros(*asked.directions.shape[:2], len(vectors))
     for n, u in enumerate(asked.codes):
         full = reconstruct(u, asked.concepts)
-        whole = asked.response(as_maps(full[None]))
+        whole = asked.respond(full[None])
         for part in u.any(dim=0).nonzero()[:, 0].split(asked.batch_size):
             without = full - u.T[part, :, None] * vectors[part, None]
-            lost = whole - asked.response(as_maps(without))
+            lost = whole - asked.respond(without)
             found[n, :, part] = asked.directions[n] @ lost.T
     return found
 
@@ -184,7 +180,11 @@ def class_importance(
     wanted = wanted.expand(len(u), -1) if wanted.ndim == 1 else wanted
     directions = F.one_hot(wanted, len(network.class_vectors)).to(u)
     explain = partial(class_relevance, network, u, concepts.vectors, concepts.block, wanted)
-    return _answer(method, u, concepts, directions, explain, network.propagate, options)
+
+    def respond(x: Tensor) -> Tensor:
+        return network.propagate(network.arranged(x, concepts.block), concepts.block)
+
+    return _answer(method, u, concepts, directions, explain, respond, options)
 
 
 def interlayer_importance(
@@ -217,8 +217,9 @@ def interlayer_importance(
     u, concepts = fitting(network, codes, concepts)
     wanted = vectors.to(u).expand(len(u), *vectors.shape[-2:])
 
-    def respond(x: Tensor, block: str) -> Tensor:
-        return network.propagate(x, block, target).sum(dim=(2, 3))
+    def respond(x: Tensor) -> Tensor:
+        w = network.propagate(network.arranged(x, concepts.block), concepts.block, target)
+        return network.positions(w, target).sum(dim=1)
 
     explain = partial(gig, network, u, concepts.vectors, concepts.block, target, wanted)
     return _answer(method, u, concepts, F.normalize(wanted, dim=2), explain, respond, options)
@@ -226,7 +227,7 @@ def interlayer_importance(
 
 def _answer(
     method: str, u: Tensor, concepts: Concepts, directions: Tensor, explain: Callable[..., Any],
-    respond: Callable[[Tensor, str], Tensor], options: dict[str, Any],
+    respond: Callable[[Tensor], Tensor], options: dict[str, Any],
 ) -> Tensor:  # fmt: skip
     choice(method, "method", *METHODS)
     seed = options.pop("seed", 0)
@@ -252,14 +253,14 @@ def fitting(network: Network, codes: Tensor, concepts: Concepts) -> tuple[Tensor
     >>> fitting(network, torch.ones(1, 4, 2), own)[0].dtype
     torch.float64
     """
-    shift = network.bn_shift(concepts.block)
-    if codes.ndim != 3 or codes.shape[-1] != len(concepts) or shift.shape != concepts.beta.shape:
+    like, channels = network.class_vectors, network.channels(concepts.block)
+    if codes.ndim != 3 or codes.shape[-1] != len(concepts) or len(concepts.beta) != channels:
         raise ValueError(
             f"codes (N, HW, k) {tuple(codes.shape)} and concepts (k, C) "
-            f"{tuple(concepts.vectors.shape)} do not fit {concepts.block} with {len(shift)} "
+            f"{tuple(concepts.vectors.shape)} do not fit {concepts.block} with {channels} "
             "channels"
         )
     if not torch.isfinite(codes).all():
         raise ValueError("codes hold NaN or infinite values")
-    fitted = replace(concepts, vectors=concepts.vectors.to(shift), beta=concepts.beta.to(shift))
-    return codes.to(shift), fitted
+    fitted = replace(concepts, vectors=concepts.vectors.to(like), beta=concepts.beta.to(like))
+    return codes.to(like), fitted

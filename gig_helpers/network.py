@@ -12,7 +12,7 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torchvision
@@ -22,6 +22,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from .data import weights as pretrained
 from .data.pictures import class_names
 from .data.weights import IMAGENET, Preprocessing
+
+Node: TypeAlias = Any
+"""A node of a traced graph (``torch.fx.Node``), whose types would make every argument a union."""
 
 ACTIVATIONS = frozenset(
     "relu relu6 hardtanh gelu silu elu selu celu leaky_relu prelu mish softplus sigmoid tanh "
@@ -52,7 +55,7 @@ class Window(NamedTuple):
     dilation: tuple[int, int]
 
     @classmethod
-    def of(cls, node: fx.Node) -> "Window":
+    def of(cls, node: Node) -> "Window":
         """The window of a convolution or a pooling.
 
         Examples
@@ -64,8 +67,21 @@ class Window(NamedTuple):
         given = arguments(node)
         kernel = given.get("kernel_size") or given["weight"].meta["size"][2:]
         # Without a stride a pooling takes its kernel's size; an average pooling has no dilation.
-        names = (given["stride"] or kernel, given["padding"], given.get("dilation", 1))
-        return cls(*(_pair(value) for value in (kernel, *names)))
+        dilation, padding = _pair(given.get("dilation", 1)), given["padding"]
+        if isinstance(padding, str):
+            reach = [
+                d * (k - 1) * (padding == "same") for d, k in zip(dilation, kernel, strict=True)
+            ]
+            if any(r % 2 for r in reach):
+                raise NotImplementedError(f"a padding that is not symmetric: {node.format_node()}")
+            padding = [r // 2 for r in reach]
+        return cls(_pair(kernel), _pair(given["stride"] or kernel), _pair(padding), dilation)
+
+    def ends(self, size: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns that the windows of so many positions reach over, with the padding."""
+        parts = zip(size, self.stride, self.kernel, self.dilation, strict=True)
+        rows, columns = ((count - 1) * s + (k - 1) * d + 1 for count, s, k, d in parts)
+        return rows, columns
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:
@@ -162,8 +178,8 @@ class Network:
         found = self._default_blocks() if blocks is None else {n: self._named(n) for n in blocks}
         self._block = dict(sorted(found.items(), key=lambda item: self._order[item[1]]))
         self.blocks: tuple[str, ...] = tuple(self._block)
-        self._segments: dict[tuple[fx.Node, fx.Node], fx.GraphModule] = {}
-        self._sizes: dict[tuple[str, tuple[int, int]], tuple[int, ...]] = {}
+        self._segments: dict[tuple[Node, Node], fx.GraphModule] = {}
+        self._sizes: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {}
 
     def __repr__(self) -> str:
         return f"Network({self.name}, weights: {self.weights}, {self.version}, {self.device})"
@@ -224,7 +240,7 @@ class Network:
             raise ValueError(f"target {target} must come after source {source}")
         return start, stop
 
-    def node(self, block: str) -> fx.Node:
+    def node(self, block: str) -> Node:
         """The graph's node that a block names; SRD goes down the graph node by node."""
         self.index(block)
         return self._block[block]
@@ -255,20 +271,27 @@ class Network:
         shift of the main branch's last BN, plus that of the shortcut's BN where there is one.
         ``None`` where no batch norm enters: the mean PFV can stand in for it.
         """
-        node = self.node(block)
-        parts = node.all_input_nodes if operation(node) == "add" else [node]
-        found = []
-        for part in parts:
+        node, found = self.node(block), []
+        for part in node.all_input_nodes if operation(node) == "add" else [node]:
             if "norm" in part.meta:
                 found.append(self.program.get_buffer(arguments(part)["bias"].target))
             elif operation(part) == "batch_norm":  # the norm of nothing is its shift
-                x, *rest = (
-                    self.program.get_buffer(a.target) if isinstance(a, fx.Node) and n else a
-                    for n, a in enumerate(arguments(part).values())
-                )  # fmt: skip
-                zero = torch.zeros(x.meta["shape"][1], 1, 1).to(rest[0])
-                found.append(part.target(zero[None], *rest).flatten())  # type: ignore[operator]
+                nothing = {n: self.value(n, {}, 1) for n in part.all_input_nodes[1:]}
+                x = torch.zeros_like(nothing[arguments(part)["running_mean"]])[None, :, None, None]
+                found.append(evaluate(part, {part.args[0]: x, **nothing}).flatten())
         return torch.stack(found).sum(0) if found else None
+
+    def bn_shift(self, block: str) -> Tensor:
+        """:meth:`shift` (C,), of a block that has one.
+
+        Raises
+        ------
+        ValueError
+            If no batch norm enters the block.
+        """
+        if (shift := self.shift(block)) is None:
+            raise ValueError(f"no batch norm enters {block}: give β, such as its mean PFV")
+        return shift
 
     # ------------------------------------------------------------------------ running it
 
@@ -375,7 +398,7 @@ class Network:
             raise ValueError(f"{what}: the input holds NaN or infinite values")
         return x.to(self.device)
 
-    def nodes(self, source: fx.Node | None, target: fx.Node | None) -> list[fx.Node]:
+    def nodes(self, source: Node | None, target: Node | None) -> list[Node]:
         """The nodes that lead from one cut point, by default the pictures, to another, the logits.
 
         The first is the source, the last the target. Constants are among them, and the number of
@@ -389,15 +412,20 @@ class Network:
                 todo += [] if operation(node) == "sym_size" else node.all_input_nodes
         return [source, *sorted(found - {source}, key=self._order.__getitem__)]
 
-    def _segment(self, source: fx.Node, target: fx.Node) -> fx.GraphModule:
+    def value(self, node: Node, values: dict[Node, Any], count: int) -> Any:
+        """A node's value from its inputs' values, in a batch of so many pictures."""
+        if node.op == "get_attr":
+            return self.program.get_buffer(node.target)
+        return count if operation(node) == "sym_size" else evaluate(node, values)
+
+    def _segment(self, source: Node, target: Node) -> fx.GraphModule:
         """The graph between two cut points as a module; values are freed after their last use."""
         if (source, target) not in self._segments:
             graph = fx.Graph()
             copies = {source: graph.placeholder("x")}
             for node in self.nodes(source, target)[1:]:
                 if operation(node) == "sym_size":
-                    size: Any = torch.ops.aten.sym_size.int
-                    copies[node] = graph.call_function(size, (copies[source], 0))
+                    copies[node] = graph.call_function(node.target, (copies[source], 0))
                 else:
                     copies[node] = graph.node_copy(node, copies.__getitem__)
             graph.output(copies[target])
@@ -434,7 +462,7 @@ class Network:
         channel = self.node(block).meta["channels"][0]
         return flat.unflatten(1, size).movedim(-1, channel) if size else flat[:, 0]
 
-    def own_size(self, block: str, image_size: tuple[int, int] | None = None) -> tuple[int, ...]:
+    def own_size(self, block: str, image_size: Sequence[int] | None = None) -> tuple[int, ...]:
         """Sizes of a block's layout but for pictures and channels: (H, W), or (P,) of tokens.
 
         Raises
@@ -446,15 +474,12 @@ class Network:
         if (block, size) not in self._sizes:
             shape = node.meta["shape"]
             if size != self.input_size:
-                x = next(self.model.parameters()).new_zeros(
-                    1, *self._live[0].meta["shape"][1:2], *size
-                )
-                shape = self.preactivations(x, [block])[block].shape
-            own = (s for d, s in enumerate(shape) if d not in (0, *node.meta["channels"]))
-            self._sizes[block, size] = tuple(own)
+                black = self.class_vectors.new_zeros(1, self._live[0].meta["shape"][1], *size)
+                shape = self.preactivations(black, [block])[block].shape
+            self._sizes[block, size] = _own(shape, node)
         return self._sizes[block, size]
 
-    def map_size(self, block: str, image_size: tuple[int, int] | None = None) -> tuple[int, int]:
+    def map_size(self, block: str, image_size: Sequence[int] | None = None) -> tuple[int, int]:
         """Rows and columns of a block's places in pictures of this height and width.
 
         Tokens lie as the map lay that they were made of, behind the class tokens; see
@@ -496,7 +521,7 @@ class Network:
         the start is negative, and what lies outside of the picture is padding. ``None``: a position
         may see the whole picture.
         """
-        seen: dict[fx.Node, tuple[int, int, int]] = {self._live[0]: (1, 1, 0)}
+        seen: dict[Node, tuple[int, int, int]] = {self._live[0]: (1, 1, 0)}
         for node in self.nodes(None, self.node(block))[1:]:
             below = [seen[n] for n in node.all_input_nodes if n in seen]
             name = operation(node)
@@ -524,7 +549,7 @@ class Network:
 
     # ------------------------------------------------------------------------ cut points
 
-    def _cut_points(self) -> list[fx.Node]:
+    def _cut_points(self) -> list[Node]:
         """Nodes after which no value made before them is needed, in order."""
         place = {node: n for n, node in enumerate(self._live)}
         found, reach = [], 0
@@ -534,21 +559,18 @@ class Network:
             reach = max([reach, *(place[user] for user in node.users if user in place)])
         return found
 
-    def _default_blocks(self) -> dict[str, fx.Node]:
-        def own(node: fx.Node) -> tuple[int, ...]:
-            return tuple(
-                s for d, s in enumerate(node.meta["shape"]) if d not in (0, *node.meta["channels"])
-            )
-
+    def _default_blocks(self) -> dict[str, Node]:
         sums = [n for n in self._cuts if operation(n) == "add" and len(live_inputs(n)) > 1]
         # The last sum of each module; sums that no module holds go by their own names.
         found = {n.meta["paths"][0] or n.name: n for n in sums}
-        maps = [n for n in self._cuts if len(n.meta["shape"]) == 4 and math.prod(own(n)) > 1]
-        maps = [n for n in maps if operation(n) not in ACTIVATIONS and "pool" not in operation(n)]
-        ends = {own(n): n for n in maps} or {(): self._cuts[-1]}
+        sizes = {n: _own(n.meta["shape"], n) for n in self._cuts if len(n.meta["shape"]) == 4}
+        ends = {
+            size: n for n, size in sizes.items() if math.prod(size) > 1
+            and operation(n) not in ACTIVATIONS and "pool" not in operation(n)
+        } or {(): self._cuts[-1]}  # fmt: skip
         return found if len(found) >= len(ends) else {_name(n): n for n in ends.values()}
 
-    def _named(self, name: str) -> fx.Node:
+    def _named(self, name: str) -> Node:
         """The cut point of this name."""  # noqa: DOC501
         by_node = [n for n in self._cuts if n.name == name]
         inside = [
@@ -567,33 +589,36 @@ class Network:
 # ---------------------------------------------------------------------------- the traced graph
 
 
-def operation(node: fx.Node) -> str:
+def operation(node: Node) -> str:
     """Name of the operation that a node calls, such as ``"conv2d"``; not in the paper."""
     if node.op != "call_function":
         return node.op
-    schema = getattr(node.target, "_schema", None)
-    return node.target.__name__ if schema is None else schema.name.split("::")[1]  # type: ignore[union-attr]
+    return node.target.__name__.split(".")[0]
 
 
-def arguments(node: fx.Node) -> dict[str, Any]:
+def arguments(node: Node) -> dict[str, Any]:
     """A node's arguments by name, defaults among them; values of other nodes are these nodes."""
-    known = node.target._schema.arguments  # type: ignore[union-attr]
+    known = node.target._schema.arguments
     given = dict(zip((argument.name for argument in known), node.args, strict=False))
     return {a.name: a.default_value for a in known} | given | dict(node.kwargs)
 
 
-def evaluate(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+def evaluate(node: Node, values: dict[Node, Any]) -> Any:
     """What a node's operation makes of its inputs' values; not in the paper."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return node.target(*args, **kwargs)
 
 
-def live_inputs(node: fx.Node) -> list[fx.Node]:
+def live_inputs(node: Node) -> list[Node]:
     """The inputs of a node whose values come of the pictures; not in the paper."""
     return [n for n in node.all_input_nodes if "shape" in n.meta]
 
 
-def _name(node: fx.Node) -> str:
+def _own(shape: Sequence[int], node: Node) -> tuple[int, ...]:
+    return tuple(s for d, s in enumerate(shape) if d not in (0, *node.meta["channels"]))
+
+
+def _name(node: Node) -> str:
     return node.meta["paths"][0] or node.name
 
 
@@ -602,7 +627,7 @@ def _own_input_size(model: nn.Module) -> tuple[int, int]:
     return _pair(told[-2:] if told else getattr(model, "image_size", 224))  # torchvision's ViT
 
 
-def trace(model: nn.Module, input_size: tuple[int, int]) -> tuple[fx.GraphModule, list[fx.Node]]:
+def trace(model: nn.Module, input_size: tuple[int, int]) -> tuple[fx.GraphModule, list[Node]]:
     """A model's graph, and those of its nodes whose values come of the pictures; not in the paper.
 
     These hold in ``meta`` the shape of their value, the dimensions of its channels, the modules
@@ -623,9 +648,10 @@ def trace(model: nn.Module, input_size: tuple[int, int]) -> tuple[fx.GraphModule
         program = torch.export.export(model, (images,), dynamic_shapes=(batch,))
         traced: Any = program.module(check_guards=False)
     except Exception as error:
+        why = str(error).split("\n")[0]
         raise TypeError(
-            f"{type(model).__name__} cannot be traced by torch.export with pictures "
-            f"{tuple(images.shape)}: {error}; its forward must not depend on values"
+            f"{type(model).__name__} cannot be traced with pictures {tuple(images.shape)}; its "
+            f"forward must take one batch of pictures and not depend on their values: {why}"
         ) from error
     building = _Building(images)
     for node in traced.graph.nodes:
@@ -660,21 +686,21 @@ class _Building:
             "shape": tuple(images.shape), "channels": (1,), "paths": [""], "cut": False
         }  # fmt: skip
         self.count = self.add(torch.ops.aten.sym_size.int, (self.images, 0))
-        self.made: dict[fx.Node, Any] = {}
+        self.made: dict[Node, Any] = {}
 
-    def stand_in(self, node: fx.Node) -> Any:
+    def stand_in(self, node: Node) -> Any:
         """A node of the new graph, a constant, or for pieces a list, in place of a traced node."""
         name, value = operation(node).rstrip("_"), node.meta["val"]
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.made.__getitem__)
         if isinstance(value, torch.SymInt):
-            times = value.node.hint // _BATCH
+            times = int(value) // _BATCH
             return self.count if times == 1 else self.add(operator.mul, (self.count, times))
         if name.startswith("new_"):
             args = (self.like, *args[1:])
         if name in _NOTHING or name == "getitem":
             return args[0] if name in _NOTHING else args[0][args[1]]
         if not any(isinstance(n, fx.Node) for n in _flat((args, kwargs))):
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            return node.target(*args, **kwargs)
         path = [(module,) for module, _ in node.meta.get("nn_module_stack", {}).values()]
         paths = [path[-1][0].split("@")[0]] if path else [""]
         if name in _PIECES:
@@ -685,18 +711,19 @@ class _Building:
             return whole
         # Written over, a value would be lost to whoever else takes it; a view needs its layout.
         name = "reshape" if name in ("view", "_unsafe_view") else name
-        target = getattr(getattr(torch.ops.aten, name), node.target._overloadname)  # type: ignore[union-attr]
+        target = getattr(getattr(torch.ops.aten, name), node.target._overloadname)
         return self.add(target, args, kwargs, value, paths)
 
     def add(
         self, target: Any, args: tuple, kwargs: dict | None = None, value: Any = None,
         paths: Sequence[str] = ("",),
-    ) -> fx.Node:  # fmt: skip
+    ) -> Node:  # fmt: skip
         """A new node; ``value`` has the shape of what it makes."""
         args, kwargs = torch.utils._pytree.tree_map_only(
             Tensor, self.constant, (args, kwargs or {})
         )
-        node = self.graph.call_function(target, args, kwargs)
+        name = target.__name__.split(".")[0]
+        node = self.graph.create_node("call_function", target, args, kwargs, name)
         if value is None or not live_inputs(node):
             below = {n: n.meta["known"] for n in node.all_input_nodes if n is not self.images}
             node.meta["known"] = evaluate(node, below) if below else _BATCH
@@ -710,7 +737,7 @@ class _Building:
             node.meta |= {"channels": channels, "paths": list(paths), "cut": cut}
         return node
 
-    def constant(self, tensor: Tensor) -> fx.Node:
+    def constant(self, tensor: Tensor) -> Node:
         """A node for a constant, which lies so that a CPU convolves fastest."""
         name = f"constant_{len(list(self.root.buffers()))}"
         if tensor.ndim == 4 and tensor.device.type == "cpu":
@@ -720,9 +747,7 @@ class _Building:
         node.meta |= {"known": tensor, "size": tensor.shape}
         return node
 
-    def pieces(
-        self, x: fx.Node, name: str, values: Any, dim: int, paths: Sequence[str]
-    ) -> list[fx.Node]:
+    def pieces(self, x: Node, name: str, values: Any, dim: int, paths: Sequence[str]) -> list[Node]:
         """What a value is taken apart into."""
         aten, found, start = torch.ops.aten, [], 0
         for n, value in enumerate(values):
@@ -734,7 +759,7 @@ class _Building:
             start = stop
         return found
 
-    def fused(self, norm: fx.Node, args: tuple, paths: list[str]) -> fx.Node | None:
+    def fused(self, norm: Node, args: tuple, paths: list[str]) -> Node | None:
         """The convolution before a batch norm, made to be both: weight s·W, bias the shift.
 
         A quarter of GIG's time less. Eq. 8 names the shift.
@@ -750,7 +775,7 @@ class _Building:
         conv.meta["paths"] += paths
         return conv
 
-    def convolution(self, args: tuple, value: Any, paths: list[str]) -> fx.Node | None:
+    def convolution(self, args: tuple, value: Any, paths: list[str]) -> Node | None:
         """The convolution that a linear layer of a flattened map is, flattened in its turn."""
         below = args[0].all_input_nodes[0]
         shape, weight = below.meta.get("shape", ()), args[1]
@@ -764,7 +789,7 @@ class _Building:
         conv = self.add(made[0], (below, kernel, *args[2:]), None, value[..., None, None], paths)
         return self.add(made[1], (conv, 1), None, value, paths)
 
-    def channels(self, node: fx.Node) -> tuple[int, ...]:
+    def channels(self, node: Node) -> tuple[int, ...]:
         """The dimensions of a node's value that are its channels'."""
         name, size = operation(node), len(node.meta["shape"])
         inputs = live_inputs(node)
@@ -776,9 +801,9 @@ class _Building:
             return inputs[-1].meta["channels"]
         if name not in (*MOVES, "mean", "clone", "contiguous"):
             return max(inputs, key=lambda n: math.prod(n.meta["shape"])).meta["channels"]
-        # Numbered along its channels, a value tells where they go; through a dimension that pictures
-        # and channels share, too.
-        values: dict[fx.Node, Any] = {n: n.meta.get("known") for n in node.all_input_nodes}
+        # Numbered along its channels, a value tells where they go, even through a dimension that
+        # pictures and channels share.
+        values: dict[Node, Any] = {n: n.meta.get("known") for n in node.all_input_nodes}
         for n in inputs:
             dims, shape = n.meta["channels"], n.meta["shape"]
             sizes = [s if d in dims else 1 for d, s in enumerate(shape)]

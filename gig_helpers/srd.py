@@ -42,6 +42,7 @@ from .network import (
     ACTIVATIONS,
     MOVES,
     Network,
+    Node,
     Window,
     arguments,
     evaluate,
@@ -53,6 +54,8 @@ PIXELS = "pixels"
 """Name of the lowest level in :func:`contributions`, below every block."""
 
 Missing = Literal["error", "gradient"]
+
+_ATTENTION = "scaled_dot_product_attention"
 
 
 @torch.no_grad()
@@ -234,7 +237,8 @@ class Operation:
     node
         Of the traced graph.
     given
-        Its arguments by name, with values (N, …).
+        Its arguments by name, with values (N, …); of attention also its pattern a (N, heads, P, P),
+        the bias in its values, and the way that what it makes is moved.
     inputs, output
         The values (N, …) that relevance goes down to, and what the operation made of them.
     channels
@@ -244,23 +248,18 @@ class Operation:
         sum that it enters.
     again
         The operation as a function of its inputs; what else it depends on is held constant.
-    fused, moved
-        The operation before it that it is fused with, and of attention the way to this one.
-    pattern, added
-        Of attention: a (N, heads, P, P), and the bias in the values.
+    fused
+        The operation before it that it is fused with.
     """
 
-    node: fx.Node
+    node: Node
     given: dict[str, Any]
     inputs: tuple[Tensor, ...]
     output: Tensor
     channels: tuple[tuple[int, ...], ...]
     target: Tensor
     again: Callable[..., Tensor]
-    fused: fx.Node | None = None
-    moved: Callable[[Tensor], Tensor] | None = None
-    pattern: Tensor | None = None
-    added: Tensor | None = None
+    fused: Node | None = None
 
 
 Rule = Callable[[Operation], Down]
@@ -286,7 +285,8 @@ def table() -> list[tuple[str, str]]:
     ['cat']
     """
     rows: dict[str, list[str]] = {}
-    for name, make in RULES.items():
+    fused = {"mean and linear": _mean_of_linear, "attention and linear": _attention}
+    for name, make in (RULES | fused).items():
         rows.setdefault((make.__doc__ or "").split("\n")[0], []).append(name)
     return [(rule, ", ".join(names)) for rule, names in rows.items()]
 
@@ -387,7 +387,15 @@ def _cat(operation: Operation) -> Down:
     return down
 
 
-@_rule("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean")
+@_rule(
+    "max_pool2d",
+    "avg_pool2d",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "mean",
+    "upsample_bilinear2d",
+    "upsample_nearest2d",
+)
 def _share(operation: Operation) -> Down:
     """μ_i = ⟨v̂_i, v⟩/‖v‖², v̂_i what position i brings to the pooled vector v."""
     v, channels = operation.target, operation.channels
@@ -419,30 +427,33 @@ def _mean_of_linear(operation: Operation) -> Down:
 def _conv(operation: Operation) -> Down:
     """μ_i = (⟨W_i x_i, v⟩ + ⟨b, v⟩ · ‖W_i x_i‖/Σ‖W_i x_i‖)/‖v‖² for each offset i of the kernel."""
     given, (x,), v = operation.given, operation.inputs, operation.target
-    weight, shift, groups = given["weight"], given["bias"], given["groups"]
-    window = Window.of(operation.node)
-    directions: list[Tensor] = [v]
-    parts: Iterable[Tensor]
+    window, weight, groups = Window.of(operation.node), given["weight"], given["groups"]
+    rows, columns = x.shape[2:]
     if operation.fused is None and window.kernel == (1, 1):
-        linear = operation.output if shift is None else operation.output - shift[:, None, None]
-        parts = [linear]
+        seen = x[..., :: window.stride[0], :: window.stride[1]]
+        ratios = seen.any(dim=1, keepdim=True).to(x)  # one part, the whole, or nothing
     else:
+        directions = [v]
         if groups == 1 and 2 * weight.shape[1] <= weight.shape[0]:
             weight, directions = _compressed(weight, v)
         if operation.fused is None:
-            parts = _offset_parts(x, weight, window, groups, operation.output.shape[2:])
+            parts = _offset_parts(x, weight, window, groups, v.shape[2:])
         else:
             window = Window.of(operation.fused)
-            chosen = _chosen(x, window)
-            pooled = F.max_pool2d(x, *window)
-            parts = (
-                F.conv2d(torch.where(chosen == n, pooled, 0), weight, groups=groups)
-                for n in range(window.kernel[0] * window.kernel[1])
-            )
-    ratios, size = _ratios(parts, shift, v, directions), (x.shape[2], x.shape[3])
+            over = arguments(operation.fused)["ceil_mode"]
+            parts = (F.conv2d(part, weight) for part in _pool_parts(x, window, over))
+        ratios = _ratios(parts, given["bias"], v, directions)
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
-        return [_spread(_level(relevance, (1,))[:, :, 0], ratios, window, size)[:, :, None]]
+        here = _level(relevance, (1,))[:, :, 0]
+        if window.kernel == window.stride == (1, 1):
+            return [(ratios[:, 0] * here)[:, :, None]]
+        (top, left), ends = window.padding, window.ends(here.shape[2:])
+        edges = (max(rows + top, ends[0]), max(columns + left, ends[1]))
+        below = here.new_zeros(*here.shape[:2], *edges)
+        for offset, ratio in zip(_offsets(window), ratios.unbind(1), strict=True):
+            _seen(window, below, offset, here.shape[2:]).addcmul_(ratio, here)
+        return [below[:, :, None, top : top + rows, left : left + columns]]
 
     return down
 
@@ -452,11 +463,10 @@ def _attention(operation: Operation) -> Down:
 
     x are the tokens' values without their bias. What is left of v is the shift.
     """
-    a, moved, channels = operation.pattern, operation.moved, operation.channels
-    assert a is not None and moved is not None
-    x = operation.inputs[0] if operation.added is None else operation.inputs[0] - operation.added
-    v, weight = operation.target, operation.given["weight"]
-    unit = _quotient(v, v.square().sum(channels[-1], keepdim=True))
+    given, v, channels = operation.given, operation.target, operation.channels[-1]
+    a, moved, weight, x = given["pattern"], given["moved"], given["weight"], operation.inputs[0]
+    x = x - given["added"]
+    unit = _quotient(v, v.square().sum(channels, keepdim=True))
     mixed = a @ x
     whole = moved(mixed)
     (back,) = torch.func.vjp(lambda y: moved(y) @ weight.T, mixed)[1](unit)
@@ -470,7 +480,7 @@ def _attention(operation: Operation) -> Down:
     pull = _pull(moved, mixed)
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
-        even = _level(relevance, channels[-1]) / whole.shape[-1]
+        even = _level(relevance, channels) / whole.shape[-1]
         (there,) = pull(even.expand(len(even), *whole.shape))
         return [ratios.mT @ there.sum((2, 4), keepdim=True)]
 
@@ -525,28 +535,17 @@ def _offset_parts(
         yield F.conv2d(seen, tap[:, :, None, None], groups=groups)
 
 
-def _chosen(x: Tensor, window: Window) -> Tensor:
-    """Where max-pooling takes each channel from: the number of the offset, (N, C, H, W)."""
-    index = F.max_pool2d(x, *window, return_indices=True)[1]
-    place = [index // x.shape[3] + window.padding[0], index % x.shape[3] + window.padding[1]]
-    for dim, stride in zip((0, 1), window.stride, strict=True):
-        first = stride * torch.arange(index.shape[2 + dim], device=x.device)
-        place[dim] = (place[dim] - (first[:, None] if dim == 0 else first)) // window.dilation[dim]
-    return place[0] * window.kernel[1] + place[1]
-
-
-def _spread(relevance: Tensor, ratios: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
-    """R_i = Σ_j μ_{i→j} R_j: maps (K, N, H, W) of the output to maps of the input.
-
-    ``ratios[n, o, j]`` is μ of the position at offset o from j.
-    """
-    if window.kernel == window.stride == (1, 1):
-        return ratios[:, 0] * relevance
-    (rows, columns), (top, left) = size, window.padding
-    below = relevance.new_zeros(*relevance.shape[:2], rows + 2 * top, columns + 2 * left)
-    for offset, ratio in zip(_offsets(window), ratios.unbind(1), strict=True):
-        _seen(window, below, offset, relevance.shape[2:]).addcmul_(ratio, relevance)
-    return below[..., top : top + rows, left : left + columns]
+def _pool_parts(x: Tensor, window: Window, over: bool) -> Iterator[Tensor]:
+    """What max-pooling takes from each offset of its window, (N, C, H, W)."""
+    pooled, index = F.max_pool2d(x, *window, over, return_indices=True)
+    place = []
+    for dim, along in ((0, index // x.shape[3]), (1, index % x.shape[3])):
+        first = window.stride[dim] * torch.arange(index.shape[2 + dim], device=x.device)
+        first = first[:, None] if dim == 0 else first
+        place.append((along + window.padding[dim] - first) // window.dilation[dim])
+    chosen = place[0] * window.kernel[1] + place[1]
+    for number in range(math.prod(window.kernel)):
+        yield torch.where(chosen == number, pooled, 0)
 
 
 def _compressed(weight: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -590,101 +589,90 @@ def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 @dataclass
 class _Step:
-    """How one node's relevance goes down: to which nodes, by which rule."""
+    """How one node's relevance goes down: to which nodes, by which rule.
 
-    node: fx.Node
+    ``inside`` are the nodes that the rule takes as one, ``joint`` is the sum that they enter, and
+    ``values`` lead to attention's values from the bias in them.
+    """
+
+    node: Node
     rule: Rule
-    inputs: list[fx.Node]
-    inside: list[fx.Node]
-    fused: fx.Node | None = None
-    joint: fx.Node | None = None
-    values: Sequence[fx.Node] = ()
+    inputs: list[Node]
+    inside: list[Node]
+    joint: Node
+    values: Sequence[Node] = ()
 
     @property
-    def needs(self) -> set[fx.Node]:
+    def needs(self) -> set[Node]:
         """The nodes whose values the rule looks at."""
-        around = {n for node in (*self.inside, *self.values) for n in node.all_input_nodes}
-        return {self.node, *self.inputs, *self.inside, *self.values, *around}
+        own = {self.node, *self.inputs, *self.inside, *self.values}
+        return own | {n for node in (*self.inside, *self.values) for n in node.all_input_nodes}
 
 
 class _Sweep:
     """The way down from one cut point, by default the logits, to another, the pictures."""
 
     def __init__(
-        self, network: Network, source: fx.Node | None, sink: fx.Node | None, missing: Missing
-    ):
-        self.network, self.missing = network, missing
+        self, network: Network, source: Node | None, sink: Node | None, missing: Missing
+    ):  # fmt: skip
+        self.network, self.missing, self.to_logits = network, missing, sink is None
         self.nodes = network.nodes(source, sink)
         self.source, self.sink = self.nodes[0], self.nodes[-1]
         self.stops = {network.node(block) for block in network.blocks}
-        self.last = self.sink  # where a class is a direction: logits, before they are flattened
-        while operation(self.last) in MOVES:
-            self.last = self.last.all_input_nodes[0]
-        self.to_logits = sink is None
-        self.steps: dict[fx.Node, _Step] = {}
+        self.steps: dict[Node, _Step] = {}
         wanted = {self.sink}
         for node in reversed(self.nodes[1:]):
             if node in wanted:
                 self.steps[node] = self._step(node)
                 wanted.update(self.steps[node].inputs)
 
-    def _step(self, node: fx.Node) -> _Step:
-        name, inputs = operation(node), live_inputs(node)
-        rule = RULES.get(name)
-        if rule is None and name in ("matmul", "bmm", "scaled_dot_product_attention"):
-            rule = None if self.missing == "error" else _share
-        if rule is None and self.missing == "gradient":
-            rule = _share
+    def _step(self, node: Node) -> _Step:
+        rule = RULES.get(operation(node), _share if self.missing == "gradient" else None)
         if rule is None:
             raise _no_rule(node)
-        step = _Step(node, rule, inputs, [node])
+        step = _Step(node, rule, live_inputs(node), [node], node)
+        chain = _chain(step.inputs[0])
+        below, kind = chain[0], operation(chain[0])
+        alone = all(len(n.users) == 1 for n in chain)
         if rule is _gate:
-            most = max(map(_numel, inputs))
-            step.inputs = [n for n in inputs if _numel(n) == most]
-        below, between = inputs[0], []
-        while operation(below) in MOVES and len(below.users) == 1:
-            between.insert(0, below)
-            below = below.all_input_nodes[0]
-        kind = operation(below)
-        if rule is _linear and len(below.users) == 1:
-            if kind in ("mean", "adaptive_avg_pool2d") and _whole(below):
+            most = max(map(_numel, step.inputs))
+            step.inputs = [n for n in step.inputs if _numel(n) == most]
+        elif rule is _linear and alone and kind in ("mean", "adaptive_avg_pool2d"):
+            if _numel(below) == math.prod(
+                below.meta["shape"][d] for d in (0, *below.meta["channels"])
+            ):
                 step.rule, step.inputs, step.inside = (
                     _mean_of_linear,
                     live_inputs(below),
-                    [below, *between, node],
+                    [*chain, node],
                 )
-            elif kind == "scaled_dot_product_attention" or (
-                kind == "matmul" and _is_pattern(below)
-            ):
-                value = below.args[1] if kind == "matmul" else below.args[2]
-                if below.meta["channels"][-1] != 3 or len(below.meta["shape"]) != 4:
-                    raise _no_rule(below)
-                step.rule, step.inputs, step.inside = _attention, [value], [below, *between, node]
-                step.values = self._biased(value)
-                step.fused = below
-        if rule is _conv:
-            if inputs[0] is below and kind == "max_pool2d" and _all_pointwise(below):
-                step.inputs, step.fused = live_inputs(below), below
-            user = next(iter(node.users)) if len(node.users) == 1 else node
-            if operation(user) == "add" and len(live_inputs(user)) == 2 and user in self.nodes:
-                if all(n.meta["shape"] == user.meta["shape"] for n in live_inputs(user)):
+        elif rule is _linear and alone and (kind == _ATTENTION or _is_pattern(below)):
+            if len(below.meta["shape"]) != 4:
+                raise _no_rule(below)
+            value = below.args[1 if kind == "matmul" else 2]
+            step.rule, step.inputs, step.inside = _attention, [value], [*chain, node]
+            values = _chain(value)
+            if operation(values[0]) == "linear" and arguments(values[0])["bias"]:
+                step.values = values
+        elif rule is _conv:
+            pooled = len(chain) == 1 and kind == "max_pool2d" and _all_pointwise(below)
+            if pooled:
+                step.inputs, step.inside = live_inputs(below), [below, node]
+            (user, *others) = node.users
+            parts = live_inputs(user)
+            enters = operation(user) == "add" or (operation(user) == "sub" and user.args[0] is node)
+            alike = len(parts) == 2 and parts[0].meta["shape"] == parts[1].meta["shape"]
+            if enters and alike and not others and user in self.nodes:
+                if pooled or Window.of(node).kernel != (1, 1):
                     step.joint = user
         return step
 
-    def _biased(self, node: fx.Node) -> list[fx.Node]:
-        """The nodes from a linear layer with a bias to these values, if but moves lie between."""
-        chain = [node]
-        while operation(chain[0]) in MOVES:
-            chain.insert(0, chain[0].all_input_nodes[0])
-        first = chain[0]
-        return chain if operation(first) == "linear" and arguments(first)["bias"] else []
-
-    def logits(self, x: Tensor, classes: Tensor | None) -> dict[fx.Node, Tensor]:
+    def logits(self, x: Tensor, classes: Tensor | None) -> dict[Node, Tensor]:
         """Relevance (1, N, …) of blocks, and of the source, for a class a picture."""
         downs, y, chosen = self._up(x, classes)
         return self._down(downs, (y * chosen)[None])
 
-    def positions(self, x: Tensor, places: Tensor) -> dict[fx.Node, Tensor]:
+    def positions(self, x: Tensor, places: Tensor) -> dict[Node, Tensor]:
         """Relevance (P, N, …) of the source for positions (N, P, dims) of the sink."""
         downs, y, _ = self._up(x, None)
         (channel,) = self.sink.meta["channels"]
@@ -694,78 +682,70 @@ class _Sweep:
         start[(p, n, *places.unbind(-1))] = 1
         return self._down(downs, start.unsqueeze(channel + 1))
 
-    def _up(self, x: Tensor, classes: Tensor | None) -> tuple[dict[fx.Node, Down], Tensor, Tensor]:
+    def _up(self, x: Tensor, classes: Tensor | None) -> tuple[dict[Node, Down], Tensor, Tensor]:
         """The forward pass, which leaves each node's way down; the sink's value; its classes."""
+        last = _chain(self.sink)[0]  # where a class is a direction: logits, before they are flat
         order = {node: n for n, node in enumerate(self.nodes)}
-        until = {
-            below: order[node]
-            for node in self.nodes[1:]
-            for below in node.all_input_nodes
-            if below in order
-        }
-        ready: dict[fx.Node, list[_Step]] = {}
+        until = dict.fromkeys(self.nodes, 0)  # the place after which nothing needs a value
+        for node in self.nodes[1:]:
+            until.update({n: order[node] for n in node.all_input_nodes if n in order})
+        ready: dict[Node, list[_Step]] = {}
         for step in self.steps.values():
-            when = step.joint or step.node
-            ready.setdefault(when, []).append(step)
-            until |= {n: max(until.get(n, 0), order[when]) for n in step.needs if n in order}
-        done: dict[int, list[fx.Node]] = {}
-        until.pop(self.sink, None)
+            ready.setdefault(step.joint, []).append(step)
+            place = order[step.joint]
+            until.update({n: max(until[n], place) for n in step.needs if n in order})
+        until[self.sink] = len(order)
+        done: dict[int, list[Node]] = {}
         for node, place in until.items():
             done.setdefault(place, []).append(node)
-        values: dict[fx.Node, Any] = {self.source: x}
-        downs: dict[fx.Node, Down] = {}
-        seed = x
+        values, seed = {self.source: x}, x
+        downs: dict[Node, Down] = {}
         for place, node in enumerate(self.nodes):
-            if node.op == "get_attr":
-                values[node] = self.network.program.get_buffer(str(node.target))
-            elif operation(node) == "sym_size":
-                values[node] = len(x)
-            elif place:
-                values[node] = evaluate(node, values)
-            if node is self.last and self.to_logits:
+            if place:
+                values[node] = self.network.value(node, values, len(x))
+            if node is last and self.to_logits:
                 flat = values[node].flatten(1)
                 chosen = flat.argmax(1) if classes is None else classes
                 seed = F.one_hot(chosen, flat.shape[1]).to(flat)
             for step in ready.get(node, ()):
-                v = values[node]
-                if node is self.last and self.to_logits:
-                    v = v * seed.reshape(v.shape)
+                seeded = node is last and self.to_logits
+                v = values[node] * seed.reshape(values[node].shape) if seeded else values[node]
                 downs[step.node] = step.rule(self._operation(step, values, v))
             for passed in done.get(place, ()):
-                values.pop(passed)
+                values.pop(passed, None)
         return downs, values[self.sink], seed
 
-    def _operation(self, step: _Step, values: dict[fx.Node, Any], target: Tensor) -> Operation:
+    def _operation(self, step: _Step, values: dict[Node, Any], target: Tensor) -> Operation:
         here = {node: values[node] for node in step.needs if node in values}
 
-        def run(nodes: Sequence[fx.Node], known: dict[fx.Node, Any]) -> Tensor:
-            known = {**here, **known}
+        def run(nodes: Sequence[Node], known: dict[Node, Any]) -> Tensor:
+            known = here | known
             for node in nodes:
                 known[node] = evaluate(node, known)
-            return known[nodes[-1]]
+            return known[nodes[-1]] if nodes else next(reversed(known.values()))
 
         def again(*inputs: Tensor) -> Tensor:
             return run(step.inside, dict(zip(step.inputs, inputs, strict=True)))
 
-        given = fx.node.map_arg(arguments(step.node), lambda n: here[n])
+        given = dict(fx.node.map_arg(arguments(step.node), here.__getitem__))
         x = tuple(here[n] for n in step.inputs)
+        core, *between, _ = [*step.inside, step.node] if len(step.inside) == 1 else step.inside
+        if step.rule is _attention:
+            pattern, added = here[core.args[0]], torch.zeros_like(x[0])
+            if operation(core) == _ATTENTION:  # what it makes of unit vectors are its weights
+                unit = torch.eye(x[0].shape[2]).to(x[0]).expand(*x[0].shape[:2], -1, -1)
+                pattern = run([core], {step.inputs[0]: unit})
+            if step.values:
+                first, *rest = step.values
+                bias = here[arguments(first)["bias"]]
+                added = run(rest, {first: bias.expand(here[first].shape)})
+            given |= {"pattern": pattern, "added": added}
+            given["moved"] = lambda y: run(between, {core: y})
         channels = tuple(n.meta["channels"] for n in (*step.inputs, step.node))
-        common = (step.node, given, x, here[step.node], channels, target, again, step.fused)
-        if step.rule is not _attention:
-            return Operation(*common)
-        core, *between, _ = step.inside
-        pattern, added = here[core.args[0]], None
-        if operation(core) != "matmul":  # weights are what attention makes of unit vectors
-            unit = torch.eye(x[0].shape[2], dtype=x[0].dtype, device=x[0].device)
-            pattern = run([core], {step.inputs[0]: unit.expand(*x[0].shape[:2], -1, -1)})
-        if step.values:
-            first, *rest = step.values
-            bias = here[arguments(first)["bias"]].expand(here[first].shape)
-            added = run(rest, {first: bias}) if rest else bias
-        moved = lambda y: run(between, {core: y}) if between else y  # noqa: E731
-        return Operation(*common, moved, pattern, added)
+        fused = core if core is not step.node else None
+        return Operation(step.node, given, x, here[step.node], channels, target, again, fused)
 
-    def _down(self, downs: dict[fx.Node, Down], start: Tensor) -> dict[fx.Node, Tensor]:
+    def _down(self, downs: dict[Node, Down], start: Tensor) -> dict[Node, Tensor]:
         """Relevance of the blocks and the source, as (K, N, …) without channels."""
         relevance, kept = {self.sink: start}, {}
         for node in reversed(self.nodes):
@@ -787,33 +767,31 @@ class _Sweep:
         return kept
 
 
-def _numel(node: fx.Node) -> int:
+def _numel(node: Node) -> int:
     return math.prod(node.meta["shape"])
 
 
-def _whole(node: fx.Node) -> bool:
-    """Whether a mean is one over all positions."""
-    (x,) = live_inputs(node)
-    return _numel(x) == _numel(node) * math.prod(
-        s for d, s in enumerate(x.meta["shape"]) if d not in (0, *x.meta["channels"])
-    )
+def _chain(node: Node) -> list[Node]:
+    """A node and what moved its value, from where that was made on."""
+    chain = [node]
+    while operation(chain[0]) in MOVES and len(live_inputs(chain[0])) == 1:
+        chain.insert(0, live_inputs(chain[0])[0])
+    return chain
 
 
-def _all_pointwise(pool: fx.Node) -> bool:
-    """Whether 1×1 convolutions are all that takes what a pool of whole windows makes."""
-    return not arguments(pool)["ceil_mode"] and all(
+def _all_pointwise(pool: Node) -> bool:
+    """Whether 1×1 convolutions are all that takes what a pool makes."""
+    return all(
         operation(user) == "conv2d" and set(Window.of(user)[:2]) == {(1, 1)} for user in pool.users
     )
 
 
-def _is_pattern(node: fx.Node) -> bool:
-    """Whether a softmax made the left factor of a product, but for moves and constants."""
-    while operation(node) in ("matmul", "masked_fill", *MOVES):
-        node = node.all_input_nodes[0]
-    return operation(node) == "softmax"
+def _is_pattern(node: Node) -> bool:
+    """Whether a node multiplies with what a softmax made, but for moves."""
+    return operation(node) == "matmul" and operation(_chain(node.args[0])[0]) == "softmax"
 
 
-def _no_rule(node: fx.Node) -> NotImplementedError:
+def _no_rule(node: Node) -> NotImplementedError:
     name = operation(node)
     return NotImplementedError(
         f"SRD has no rule for {name} (node {node.name}, in {node.meta['paths'][0] or 'the model'}"

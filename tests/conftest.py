@@ -34,6 +34,7 @@ def random_network(
     *,
     layers: tuple[int, ...] = (2, 1, 1, 1),
     seed: int = 0,
+    input_size: tuple[int, int] = (64, 64),
     **options,
 ) -> Network:
     """A network with random weights, and BN statistics that are not the identity.
@@ -50,7 +51,7 @@ def random_network(
     if name == "v1":
         for stage in (model.layer2, model.layer3, model.layer4):
             stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
-    return Network(randomised(model).to(dtype), name, device="cpu")
+    return Network(randomised(model).to(dtype), name, device="cpu", input_size=input_size)
 
 
 def randomised(model: nn.Module) -> nn.Module:

@@ -22,6 +22,14 @@ class Linear:
     def bn_shift(self, block: str) -> Tensor:
         return torch.tensor({"a": [-0.25, 0, 0], "b": [1.0, 0]}[block], dtype=torch.float64)
 
+    def arranged(self, flat: Tensor, block: str) -> Tensor:
+        if flat.shape[1] not in (1, 4):
+            raise ValueError(f"{flat.shape[1]} positions are no map")
+        return flat.mT[..., None]
+
+    def positions(self, x: Tensor, block: str) -> Tensor:
+        return x[..., 0].mT
+
     def span(self, source: str, target: str) -> tuple[int, int]:
         return 0, 1
 

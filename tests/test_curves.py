@@ -241,7 +241,7 @@ def test_always_on():
 @pytest.mark.parametrize(
     "call, match",
     [
-        (lambda n: class_curves(n, U[:, :2], V, GAMMA, [0]), "2 positions, not 1×1"),
+        (lambda n: class_curves(n, U[:, :2], V, GAMMA, [0]), "2 positions are no map"),
         (lambda n: class_curves(n, U, V, GAMMA, [0], axis="y"), "unknown axis"),
         (lambda n: class_curves(n, U, V, GAMMA[0], [0]), "does not fit codes"),
         (lambda n: class_curves(n, U, V, GAMMA[:, :3], [0]), "does not fit codes"),

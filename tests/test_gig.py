@@ -32,7 +32,13 @@ def net() -> Network:
 def eight_blocks(seed: int = 0) -> Network:
     """Bottleneck blocks in float64."""
     return random_network(
-        "v1.5", torch.float64, layers=(2, 2, 2, 2), seed=seed, num_classes=7, width_per_group=8
+        "v1.5",
+        torch.float64,
+        layers=(2, 2, 2, 2),
+        seed=seed,
+        input_size=(96, 64),
+        num_classes=7,
+        width_per_group=8,
     )
 
 
@@ -82,7 +88,7 @@ def test_concepts_agree_with_captum(net, source, target, baseline):
     )
     ours, delta = gig(
         net, codes, concepts, source, target, vectors, baseline=baseline, points=7,
-        positions=True, shape=(3, 2), batch_size=5, return_convergence_delta=True,
+        positions=True, batch_size=5, return_convergence_delta=True,
     )  # fmt: skip
     assert ours.shape == (2, 3, 6, 11) and ours.dtype == torch.float64
     for t in range(3):
@@ -108,7 +114,7 @@ def test_classes_agree_with_captum(net, source, baseline, output):
     captum = IntegratedGradients(on_codes(net, concepts, source, beta, (3, 2), value))
     ours = class_relevance(
         net, codes, concepts, source, [6, 0], output=output, baseline=baseline, points=6,
-        positions=True, shape=(3, 2),
+        positions=True,
     )  # fmt: skip
     for t, number in enumerate([6, 0]):
         theirs = captum.attribute(codes, target=number, n_steps=6, method="gausslegendre")
@@ -126,7 +132,7 @@ def test_the_other_rules_are_captums(net, rule):
     theirs = captum.attribute(codes, target=1, n_steps=5, method=rule).sum(dim=1)
     ours = gig(
         net, codes, concepts, "layer3.0", "layer3.1", directions(net, "layer3.1"), method=rule,
-        points=5, shape=(3, 2),
+        points=5,
     )  # fmt: skip
     assert relative(ours[:, 1], theirs) < 1e-9
 
@@ -151,9 +157,7 @@ def test_layer_integrated_gradients_share_out_the_same_positions(net):
     decoded = Decoded()
     captum = LayerIntegratedGradients(decoded, decoded.decode)
     theirs = captum.attribute(codes, target=1, n_steps=6, method="gausslegendre")
-    ours = gig(
-        net, codes, concepts, source, target, vectors, points=6, positions=True, shape=(3, 2)
-    )
+    ours = gig(net, codes, concepts, source, target, vectors, points=6, positions=True)
     assert relative(ours[:, 1].sum(dim=2), theirs.sum(dim=2)) < 1e-9
 
 
@@ -164,10 +168,10 @@ def test_finite_differences_of_equation_4():
     # With seed 0 a ReLU's kink lies so near to a point that a difference steps over it.
     net = eight_blocks(seed=1)
     source, target = "layer1.0", "layer2.0"
-    codes, concepts = case(net, source, pictures=1, shape=(2, 2), k=4)
+    codes, concepts = case(net, source, pictures=1, k=4)
     vectors = directions(net, target, targets=1)
     value = concept_value(net, source, target, vectors)
-    forward = on_codes(net, concepts, source, net.bn_shift(source), (2, 2), value)
+    forward = on_codes(net, concepts, source, net.bn_shift(source), (3, 2), value)
     steps = 200
     alphas = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
     path = alphas[:, None, None] * codes
@@ -178,7 +182,7 @@ def test_finite_differences_of_equation_4():
         bump[0, p, q] = h
         slope = (forward(path + bump) - forward(path - bump)) / (2 * h)
         brute[p, q] = codes[0, p, q] * slope.mean()
-    options = {"points": steps, "positions": True, "shape": (2, 2)}
+    options = {"points": steps, "positions": True}
     arguments = (net, codes[0], concepts, source, target, vectors)
     # At the same points: the error of a difference, 1e-16 / h.
     assert relative(gig(*arguments, method="riemann_middle", **options)[0], brute) < 1e-6
@@ -189,10 +193,10 @@ def test_finite_differences_of_equation_4():
 def test_positions_add_up_and_pictures_do_not_mix(net):
     arguments = ("layer2.0", "layer3.1", directions(net, "layer3.1"))
     codes, concepts = case(net, "layer2.0")
-    kept = gig(net, codes, concepts, *arguments, positions=True, shape=(3, 2), batch_size=3)
-    summed = gig(net, codes, concepts, *arguments, shape=(3, 2))
+    kept = gig(net, codes, concepts, *arguments, positions=True, batch_size=3)
+    summed = gig(net, codes, concepts, *arguments)
     torch.testing.assert_close(kept.sum(dim=2), summed, rtol=1e-10, atol=1e-12)
-    alone = gig(net, codes[1], concepts, *arguments, shape=(3, 2))
+    alone = gig(net, codes[1], concepts, *arguments)
     assert alone.shape == (3, 11)
     torch.testing.assert_close(alone, summed[1], rtol=1e-10, atol=1e-12)
 
@@ -201,7 +205,7 @@ def test_targets_of_each_picture(net):
     codes, concepts = case(net, "layer3.0")
     vectors = directions(net, "layer4.0", targets=4)
     # So many points: by need, targets that are asked together get as many as the worst one takes.
-    options = {"shape": (3, 2), "points": 4}
+    options = {"points": 4}
     shared = gig(net, codes, concepts, "layer3.0", "layer4.0", vectors, **options)
     own = torch.stack([vectors[:2], vectors[2:]])
     each = gig(net, codes, concepts, "layer3.0", "layer4.0", own, **options)
@@ -218,7 +222,7 @@ def test_linear_in_the_target_and_blind_to_its_length(net):
     total = 2 * a - 3 * b
     of = gig(
         net, codes, concepts, "layer3.0", "layer3.1", torch.stack([a, b, total, 9 * total]),
-        points=8, shape=(3, 2),
+        points=8,
     )  # fmt: skip
     torch.testing.assert_close(total.norm() * of[:, 2], 2 * of[:, 0] - 3 * of[:, 1])
     torch.testing.assert_close(of[:, 3], of[:, 2])
@@ -227,7 +231,7 @@ def test_linear_in_the_target_and_blind_to_its_length(net):
 def test_a_zero_code_gets_exactly_zero(net):
     codes, concepts = case(net, "layer3.0")
     codes[:, :, 4] = 0
-    kept = class_relevance(net, codes, concepts, "layer3.0", [1], positions=True, shape=(3, 2))
+    kept = class_relevance(net, codes, concepts, "layer3.0", [1], positions=True)
     assert (kept[:, 0][codes == 0] == 0).all()
     assert (kept[:, 0][codes != 0] != 0).all()
 
@@ -235,7 +239,7 @@ def test_a_zero_code_gets_exactly_zero(net):
 def test_no_codes_at_all(net):
     codes, concepts = case(net, "layer3.0")
     nothing, delta = class_relevance(
-        net, 0 * codes, concepts, "layer3.0", [1], shape=(3, 2), return_convergence_delta=True
+        net, 0 * codes, concepts, "layer3.0", [1], return_convergence_delta=True
     )
     assert (nothing == 0).all() and (delta == 0).all()
 
@@ -248,7 +252,7 @@ def test_a_linear_value_needs_no_quadrature(net):
     for method in ("gausslegendre", "endpoint"):
         ours = attribute(
             net, lambda x, rows: torch.einsum("bchw,c->b", x, a)[:, None], codes, concepts,
-            "layer3.0", points=2, method=method, shape=(3, 2),
+            "layer3.0", points=2, method=method,
         )  # fmt: skip
         torch.testing.assert_close(ours[:, 0], by_hand)
 
@@ -259,9 +263,7 @@ def test_endpoint_is_gradient_times_code(net):
     u = codes.clone().requires_grad_()
     x = (u @ concepts + net.bn_shift("layer3.0")).transpose(1, 2).reshape(2, -1, 3, 2)
     value(x, "layer3.0")[:, 5].sum().backward()
-    ours = class_relevance(
-        net, codes, concepts, "layer3.0", [5], method="endpoint", positions=True, shape=(3, 2)
-    )
+    ours = class_relevance(net, codes, concepts, "layer3.0", [5], method="endpoint", positions=True)
     torch.testing.assert_close(ours[:, 0], codes * u.grad)
 
 
@@ -269,7 +271,7 @@ def test_endpoint_is_gradient_times_code(net):
 def test_a_tolerance_is_kept(net, baseline):
     codes, concepts = case(net, "layer3.1")
     arguments = (net, codes, concepts, "layer3.1", [0, 1])
-    options = {"shape": (3, 2), "baseline": baseline, "return_convergence_delta": True}
+    options = {"baseline": baseline, "return_convergence_delta": True}
     _, coarse = class_relevance(*arguments, points=9, method="riemann_trapezoid", **options)
     values, delta = class_relevance(*arguments, **options)
     change = values.sum(dim=2) - delta
@@ -296,7 +298,7 @@ def test_no_point_is_run_twice_and_targets_that_are_there_rest(net):
         return torch.stack([straight, bent], dim=1)
 
     found, delta = attribute(
-        net, value, codes, concepts, "layer3.1", shape=(3, 2), batch_size=1,
+        net, value, codes, concepts, "layer3.1", batch_size=1,
         tolerance=1e-3, return_convergence_delta=True,
     )  # fmt: skip
     change = found.sum(dim=2) - delta
@@ -309,14 +311,14 @@ def test_a_tolerance_out_of_reach_warns(net, monkeypatch):
     monkeypatch.setattr(module, "MAX_POINTS", 12)
     codes, concepts = case(net, "layer1.1")
     with pytest.warns(UserWarning, match="tolerance 0.0 was not reached with 13 points"):
-        class_relevance(net, codes, concepts, "layer1.1", [3], tolerance=0.0, shape=(3, 2))
+        class_relevance(net, codes, concepts, "layer1.1", [3], tolerance=0.0)
 
 
 def test_no_grad_outside_does_not_matter(net):
     codes, concepts = case(net, "layer3.0")
-    expected = class_relevance(net, codes, concepts, "layer3.0", [1], points=4, shape=(3, 2))
+    expected = class_relevance(net, codes, concepts, "layer3.0", [1], points=4)
     with torch.no_grad():
-        got = class_relevance(net, codes, concepts, "layer3.0", [1], points=4, shape=(3, 2))
+        got = class_relevance(net, codes, concepts, "layer3.0", [1], points=4)
     torch.testing.assert_close(got, expected)
 
 
@@ -336,8 +338,7 @@ def test_no_grad_outside_does_not_matter(net):
         ({"codes": torch.full((2, 6, 11), torch.nan)}, ValueError, "codes hold NaN"),
         ({"concepts": torch.full((11, 64), torch.inf)}, ValueError, "concepts hold NaN or inf"),
         ({"codes": [[1.0]]}, TypeError, "codes: expected a tensor, got list"),
-        ({"shape": None}, ValueError, "6 positions, not 2×2: give shape="),
-        ({"shape": (2, 2)}, ValueError, "6 positions, not 2×2"),
+        ({"codes": torch.ones(5, 11)}, ValueError, "5 positions are no map of the shape of"),
         ({"beta": torch.zeros(3)}, ValueError, r"beta has \(3,\)"),
         ({"target_vectors": torch.ones(3, 5)}, ValueError, "target_vectors have 5 channels"),
         ({"target_vectors": torch.ones(3, 1, 1024)}, ValueError, "do not fit codes"),
@@ -354,7 +355,7 @@ def test_bad_input_is_named(net, change, error, match):
     codes, concepts = case(net, "layer3.0")
     arguments = {
         "codes": codes, "concepts": concepts, "source": "layer3.0", "target": "layer3.1",
-        "target_vectors": directions(net, "layer3.1"), "shape": (3, 2), **change,
+        "target_vectors": directions(net, "layer3.1"), **change,
     }  # fmt: skip
     with pytest.raises(error, match=match):
         gig(net, **arguments)
@@ -364,9 +365,9 @@ def test_bad_input_is_named(net, change, error, match):
 def test_bad_classes_are_named(net, classes):
     codes, concepts = case(net, "layer3.0")
     with pytest.raises(ValueError, match="classes"):
-        class_relevance(net, codes, concepts, "layer3.0", classes, shape=(3, 2))
+        class_relevance(net, codes, concepts, "layer3.0", classes)
     with pytest.raises(ValueError, match="unknown output"):
-        class_relevance(net, codes, concepts, "layer3.0", [1], output="p", shape=(3, 2))
+        class_relevance(net, codes, concepts, "layer3.0", [1], output="p")
 
 
 # ------------------------------------------------------------------------------ the real network

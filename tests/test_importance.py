@@ -105,7 +105,7 @@ def test_paths_begin_at_the_concepts_own_beta():
             "do not fit a with 3",
         ),
         (lambda n: class_importance("gig", n, U / 0, V, [0]), "codes hold NaN"),
-        (lambda n: class_importance("gig", n, U[:, :2], V, [0]), "2 positions, not 1×1"),
+        (lambda n: class_importance("gig", n, U[:, :2], V, [0]), "2 positions are no map"),
     ],
 )
 def test_bad_input_is_named(net, call, match):

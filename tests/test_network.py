@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 import torchvision
-from conftest import SMALL, random_network
+from conftest import SMALL, random_network, randomised
 from torch import nn
 
 from gig_helpers import Network, load_network, load_pictures
+from gig_helpers.network import evaluate, operation
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnext50_32x4d"])
@@ -41,7 +42,9 @@ def test_preactivation_is_the_input_of_the_blocks_last_relu():
     network = random_network("resnet50", torch.float64)
     seen = {}
     for name in network.blocks:
-        network.block(name).register_forward_hook(lambda m, i, out, n=name: seen.update({n: out}))
+        network.model.get_submodule(name).register_forward_hook(
+            lambda m, i, out, n=name: seen.update({n: out})
+        )
     images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     network.logits(images)
     for name, x in network.preactivations(images).items():
@@ -58,7 +61,7 @@ def test_bn_shift_is_what_a_black_branch_adds():
         if isinstance(module, nn.Conv2d):
             nn.init.zeros_(module.weight)
     for name in ("layer1.0", "layer2.0", "layer3.3"):
-        block = network.block(name)
+        block = network.model.get_submodule(name)
         channels = block.conv1.in_channels
         x = torch.zeros(1, channels, 8, 8)
         y = block.bn3(block.conv3(torch.zeros(1, block.conv3.in_channels, 8, 8)))
@@ -74,15 +77,21 @@ def test_a_fused_convolution_is_the_two_layers(name):
     network = random_network(name, torch.float64)
     model = network.model
     pairs = [(model.conv1, model.bn1)]
-    for block in map(network.block, network.blocks):
+    for block in map(network.model.get_submodule, network.blocks):
         pairs += [(block.conv1, block.bn1), (block.conv2, block.bn2)]
         pairs += [(block.conv3, block.bn3)] if hasattr(block, "conv3") else []
         pairs += [tuple(block.downsample)] if block.downsample is not None else []
-    assert set(network.fused) == {conv for conv, _ in pairs}
+    nodes = network.nodes(None, None)
+    assert "batch_norm" not in map(operation, nodes)
+    calls = [node for node in nodes if operation(node) == "conv2d"]
+    fused = {network.model.get_submodule(node.meta["paths"][0]): node for node in calls}
+    assert set(fused) == {conv for conv, _ in pairs}
     for conv, norm in pairs:
         x = torch.randn(1, conv.in_channels, 9, 7, dtype=torch.float64)
-        torch.testing.assert_close(network.fused[conv](x), norm(conv(x)))
-    assert network.fused is network.fused, "made once"
+        node = fused[conv]
+        known = {n: getattr(network.program, n.target) for n in node.args[1:3]}
+        made = evaluate(node, {node.args[0]: x, **known})
+        torch.testing.assert_close(made, norm(conv(x)))
 
 
 @torch.no_grad()
@@ -150,9 +159,97 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="NaN"):
         network.logits(torch.full((1, 3, 64, 64), math.nan))
     with pytest.raises(ValueError, match="choose one of"):
-        load_network("vgg16")
-    with pytest.raises(TypeError, match="Linear"):
+        load_network("resnet_of_nobody")
+    with pytest.raises(TypeError, match="Linear cannot be traced.*3, 224, 224"):
         Network(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="expected a torch.nn.Module, got str"):
+        Network("resnet50")
+
+
+class ByValue(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+
+
+def tokens(*, rows: int) -> nn.Module:
+    """Tokens of a reshape, which no map came before."""
+
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.mix, self.head = nn.Linear(12, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            x = self.embed(x.reshape(x.shape[0], rows, -1))
+            x = x + self.mix(x).relu()
+            return self.head((x + self.mix(x).tanh()).mean(1))
+
+    return Cut()
+
+
+def test_models_and_cuts_that_are_none():
+    with pytest.raises(TypeError, match="ByValue cannot be traced.*not depend on their values"):
+        Network(ByValue(), input_size=(8, 8))
+    model = torchvision.models.resnet18()
+    with pytest.raises(KeyError, match="'layer1.0.conv1' is no cut point.*cut points.*layer1"):
+        Network(model, device="cpu", blocks=["layer1.0.conv1"], input_size=(64, 64))
+    with pytest.raises(KeyError, match="'layer9' is no part of the model; cut points"):
+        Network(model, device="cpu", blocks=["layer9"], input_size=(64, 64))
+    with pytest.raises(ValueError, match="2 names for 1000 classes"):
+        Network(model, device="cpu", classes=("a", "b"), input_size=(64, 64))
+    network = Network(tokens(rows=16), device="cpu", input_size=(8, 8))
+    assert network.channels("add") == 8 and network.own_size("add_1") == (16,)
+    with pytest.raises(ValueError, match="tokens of add have no known place"):
+        network.map_size("add")
+    with pytest.raises(ValueError, match="no batch norm enters add"):
+        network.bn_shift("add")
+    with pytest.raises(ValueError, match=r"add: expected \(N, P, 8\), got \(2, 8, 16\)"):
+        network.between(torch.randn(2, 8, 16), "add", "add_1")
+
+
+@torch.no_grad()
+def test_blocks_by_any_name():
+    """A module stands for what it ends with before its activation, a node for itself."""
+    model = random_network("v1.5").model
+    names = ["maxpool", "layer1", "layer2.0", "layer4.0.relu"]
+    network = Network(model, device="cpu", blocks=names, input_size=(64, 64))
+    assert network.blocks == tuple(names)
+    images, found = torch.randn(2, 3, 64, 64), random_network("v1.5")
+    expected = found.preactivations(images)
+    mine = network.preactivations(images)
+    torch.testing.assert_close(mine["layer1"], expected["layer1.1"])
+    torch.testing.assert_close(mine["layer2.0"], expected["layer2.0"])
+    stem = model.maxpool(model.bn1(model.conv1(images)).relu())
+    torch.testing.assert_close(mine["maxpool"], stem)
+    again = network.double()
+    assert again.blocks == network.blocks and again.classes == network.classes
+
+
+@torch.no_grad()
+def test_positions_and_arranged():
+    network = random_network("basic")
+    x = torch.randn(2, 64, 5, 7)
+    flat = network.positions(x, "layer1.0")
+    assert torch.equal(flat[:, 9], x[:, :, 1, 2])
+    with pytest.raises(ValueError, match="35 positions are no map.*input_size"):
+        network.arranged(flat, "layer1.0")
+    square = network.arranged(flat[:, :25].contiguous(), "layer1.0")
+    assert square.shape == (2, 64, 5, 5)
+    assert square.is_contiguous(memory_format=torch.channels_last)
+    oblong = Network(network.model, device="cpu", input_size=(64, 96))
+    assert oblong.map_size("layer1.0") == (16, 24)
+    assert oblong.arranged(torch.randn(1, 24, 64), "layer1.0").shape == (1, 64, 4, 6)
+
+
+def test_shift_is_of_batch_norms_alone():
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3))
+    norm, head = nn.BatchNorm2d(5), (nn.Flatten(), nn.Linear(125, 2))
+    model = randomised(nn.Sequential(*plain, norm, nn.ReLU(), *head)).eval()
+    network = Network(model, device="cpu", input_size=(16, 16))
+    assert network.blocks == ("0", "3") and network.shift("0") is None
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    expected = norm.bias + scale * (model[3].bias - norm.running_mean)
+    torch.testing.assert_close(network.shift("3"), expected)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import random_network
+from conftest import random_network, randomised
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
@@ -140,6 +140,246 @@ def test_receptive_field():
             moved[..., corner, corner] += 50
             after = network.preactivations(moved, [block])[block]
             assert not torch.equal(after[..., place, place], before[..., place, place])
+
+
+# ------------------------------------------------------------------------- each rule by hand
+
+
+def small(*layers: nn.Module, channels: int, blocks=("0",), size=(9, 8)) -> Network:
+    """A network that begins with some layers, in float64."""
+    torch.manual_seed(0)
+    head = (nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 2))
+    model = randomised(nn.Sequential(*layers, *head)).double()
+    return Network(model, device="cpu", blocks=blocks, input_size=size)
+
+
+def ways(network: Network, image: Tensor, block: str) -> Tensor:
+    """μ (I, J) from a block's positions down to the pixels."""
+    own = network.own_size(block, image.shape[1:])
+    places = torch.tensor(list(itertools.product(*map(range, own))))
+    return srd.ierf(network, image[None], block, places[None])[0].flatten(1).T
+
+
+def agree(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+
+
+IMAGE = torch.randn(3, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("layer", "channels"),
+    (
+        (nn.Sequential(nn.Conv2d(3, 3, 3, 2, 2, 2, groups=3), nn.BatchNorm2d(3)), 3),
+        (nn.Sequential(nn.Conv2d(3, 6, 5, padding="same", groups=3), nn.BatchNorm2d(6)), 6),
+        (nn.Conv2d(3, 4, (1, 3), (2, 1), (0, 1)), 4),
+        (nn.Conv2d(3, 8, 3, 3), 8),
+        (nn.Conv2d(3, 5, 1, 2), 5),
+        (nn.AvgPool2d(3, 2, 1), 3),
+        (nn.AdaptiveAvgPool2d((4, 3)), 3),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), 3),
+    ),
+    ids=("depthwise", "grouped", "oblong", "patches", "strided 1×1", "mean", "adaptive", "larger"),
+)
+@torch.no_grad()
+def test_what_mixes_positions_linearly(layer, channels):
+    network = small(layer, channels=channels)
+    found = ways(network, IMAGE, "0")
+    agree(found, ratios(network.model[0], each_alone(IMAGE), network.model[0](IMAGE[None])[0]))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    (nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2, 3, ceil_mode=True), nn.MaxPool2d((2, 3), 1, 0, 2)),
+    ids=("overlapping", "over the end", "dilated"),
+)
+@torch.no_grad()
+def test_max_pooling_alone_and_before_a_convolution(layer):
+    _, index = layer.__class__(**{**vars_of(layer), "return_indices": True})(IMAGE[None])
+    places = torch.arange(IMAGE[0].numel())[:, None, None, None]
+    v = layer(IMAGE[None])[0]
+    selected = v * (index == places)
+    agree(ways(small(layer, channels=3), IMAGE, "0"), ratios(nn.Identity(), selected, v))
+    point = nn.Conv2d(3, 5, 1)
+    network = small(layer, point, channels=5, blocks=("1",))
+    agree(ways(network, IMAGE, "1"), ratios(point, selected, point(v[None])[0]))
+
+
+def vars_of(layer: nn.MaxPool2d) -> dict:
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    return {name: getattr(layer, name) for name in names}
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return 1 + (self.conv(x) - 2 * x)
+
+
+class Joined(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 2, 1)
+
+    def forward(self, x):
+        return torch.cat([self.a(x), torch.tanh(self.b(x))], 1)
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.squeeze = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return x * torch.sigmoid(self.squeeze(x.mean((2, 3), keepdim=True)))
+
+
+@torch.no_grad()
+def test_joining_and_gates():
+    network = small(Residual(), channels=3)
+    conv = network.model[0].conv
+    v = network.model[0](IMAGE[None])[0] - 1  # what the two bring; the constant takes nothing
+    shortcut = -2 * (IMAGE * v).sum(0) / v.square().sum(0)
+    expected = ratios(conv, each_alone(IMAGE), v) + torch.diag(shortcut.flatten())
+    agree(ways(network, IMAGE, "0"), expected)
+
+    network = small(Joined(), channels=6)
+    a, b = network.model[0].a(IMAGE[None])[0], network.model[0].b(IMAGE[None])[0].tanh()
+    share = a.square().sum(0) / (a.square().sum(0) + b.square().sum(0))
+    expected = ratios(network.model[0].a, each_alone(IMAGE), a) * share.flatten()
+    agree(ways(network, IMAGE, "0"), expected + torch.diag(1 - share.flatten()))
+
+    network = small(Gated(), channels=4)
+    conv = network.model[0].conv
+    agree(ways(network, IMAGE, "0"), ratios(conv, each_alone(IMAGE), conv(IMAGE[None])[0]))
+
+
+@torch.no_grad()
+def test_moves():
+    class Moved(nn.Module):
+        def forward(self, x):
+            a, b = F.pixel_unshuffle(x.roll(2, 3)[:, :, 1:], 2).chunk(2, 1)
+            return torch.stack([a, b], 2).flatten(1, 2)
+
+    network = small(Moved(), channels=12)
+    x = network.model[0](IMAGE[None])[0]
+    numbers = network.model[0](torch.arange(72.0).reshape(1, 1, 9, 8).expand(1, 3, 9, 8))[0].long()
+    expected = torch.zeros(72, 16, dtype=torch.float64)
+    share = x.square() / x.square().sum(0)
+    for place in range(16):
+        expected[:, place].index_add_(0, numbers.flatten(1)[:, place], share.flatten(1)[:, place])
+    agree(ways(network, IMAGE, "0"), expected)
+
+
+@torch.no_grad()
+def test_a_linear_layer_on_the_whole_map():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(168, 6), nn.ReLU(), nn.Linear(6, 2)
+    ).double()
+    network = Network(model, device="cpu", blocks=["0"], input_size=(9, 8))
+    x, layer = model[:2](IMAGE[None])[0], model[3]
+    parts = torch.stack([layer.weight @ one.flatten() for one in each_alone(x)])
+    v, norm = layer(x.flatten()), parts.norm(dim=1)
+    share = (parts @ v + (layer.bias @ v) * norm / norm.sum()) / v.square().sum()
+    logits = network.logits(IMAGE[None])[0]
+    found = srd.contributions(network, IMAGE[None], ["0"], [1])["0"]
+    agree(found.flatten(), share * logits[1])
+
+
+class Tokens(nn.Module):
+    """Patches with a class token and places, a residual attention, a linear layer on the first."""
+
+    def __init__(self, written_out: bool):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 6, 3, 3)
+        self.first = nn.Parameter(torch.randn(1, 1, 6))
+        self.places = nn.Parameter(torch.randn(1, 10, 6))
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.norm, self.head, self.written_out = nn.LayerNorm(6), nn.Linear(6, 2), written_out
+        nn.init.normal_(self.attention.in_proj_bias)
+        nn.init.normal_(self.attention.out_proj.bias)
+
+    def attend(self, x):
+        n, p, c = x.shape
+        many = F.linear(x, self.attention.in_proj_weight, self.attention.in_proj_bias)
+        q, k, v = many.reshape(n, p, 3, 2, c // 2).permute(2, 0, 3, 1, 4)
+        pattern = (q @ k.transpose(-2, -1) / (c // 2) ** 0.5).softmax(-1)
+        return self.attention.out_proj((pattern @ v).transpose(1, 2).reshape(n, p, c)), pattern
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.first.expand(x.shape[0], -1, -1), x], 1) + self.places
+        if self.written_out:
+            x = x + self.attend(x)[0]
+        else:
+            x = x + self.attention(x, x, x)[0]
+        return self.head(self.norm(x)[:, 0])
+
+
+@pytest.mark.parametrize("written_out", (True, False))
+@torch.no_grad()
+def test_attention_and_a_class_token(written_out):
+    torch.manual_seed(0)
+    model = Tokens(written_out).double().eval()
+    image = torch.randn(3, 9, 9, dtype=torch.float64)
+    blocks = ["add", "add_1"]
+    network = Network(model, device="cpu", blocks=blocks, input_size=(9, 9))
+    assert network.map_size("add_1") == (3, 3) and network.placeless("add_1") == 1
+    patches = model.patches(image[None])[0]
+    to_patches = ratios(model.patches, each_alone(image), patches)  # (81, 9)
+    norm = patches.flatten(1).norm(dim=0)
+    to_first = torch.cat([(to_patches @ (norm / norm.sum()))[:, None], to_patches], 1)
+    agree(ways(network, image, "add"), to_first)
+
+    x = network.preactivations(image[None])["add"]
+    brought, pattern = model.attend(x)
+    x, y, v, pattern = x[0], brought[0], (x + brought)[0], pattern[0]
+    values = model.attention.in_proj_weight[12:].unflatten(0, (2, 3))  # V_h
+    bias = model.attention.in_proj_bias[12:]
+    project = model.attention.out_proj.weight.unflatten(1, (2, 3))  # O_h
+    parts = torch.einsum("hji,chd,hde,ie->ijc", pattern, project, values, x)
+    shift = model.attention.out_proj(bias)
+    length = parts.norm(dim=2)
+    shared = (y @ shift) * length / length.sum(0)
+    expected = (torch.einsum("ijc,jc->ij", parts, y) + shared) / y.square().sum(1)
+    branch, beside = ((part * v).sum(1) / v.square().sum(1) for part in (y, x))
+    expected = expected * branch + torch.diag(beside)
+    agree(ways(network, image, "add_1"), to_first @ expected)
+    logit = network.logits(image[None])[0]
+    found = srd.contributions(network, image[None], ["pixels", *blocks], [1])
+    only_first = torch.zeros(10, dtype=torch.float64)
+    only_first[0] = logit[1]
+    agree(found["add_1"][0], only_first)
+    agree(found["add"][0], expected @ only_first)
+    agree(found["pixels"].flatten(), to_first @ expected @ only_first)
+
+
+@torch.no_grad()
+def test_an_operation_without_a_rule():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.cumsum(x, 2)
+
+    network = small(Odd(), channels=3)
+    with pytest.raises(NotImplementedError, match="no rule for cumsum.*srd.RULES.*gradient"):
+        ways(network, IMAGE, "0")
+    places = torch.tensor([[[2, 1]]])
+    found = srd.ierf(network, IMAGE[None], "0", places, rule="gradient")[0, 0]
+    v = network.model[0](IMAGE[None])[0, :, 2, 1]
+    expected = torch.zeros(9, 8, dtype=torch.float64)
+    expected[:3, 1] = torch.einsum("cr,c->r", IMAGE[:, :3, 1], v) / v.square().sum()
+    agree(found, expected)
+
+
+def test_table_names_every_rule():
+    named = ", ".join(names for _, names in srd.table())
+    assert set(srd.RULES) < set(named.split(", "))
+    assert "attention" in named and all(rule for rule, _ in srd.table())
 
 
 # ------------------------------------------------------------------------- laws

@@ -94,7 +94,7 @@ class Pictures(Dataset):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of every file's relative path, size in bytes and view, and of a preprocessing of its own."""
+        """Hash of every file's relative path, size and view, and of its own preprocessing."""
         sizes = [file.stat().st_size if file.exists() else -1 for file in self.files]
         own = [] if self.preprocessing == IMAGENET else [self.preprocessing]
         text = json.dumps([*zip(self.paths, sizes, self.boxes, strict=True), *own])

@@ -8,7 +8,6 @@ from scipy import stats
 from torch import Tensor
 
 from ..concepts import Concepts
-from ..gig import as_maps
 from ..importance import fitting
 from ..network import Network
 
@@ -75,7 +74,7 @@ def class_fidelity(
         left = []
         for part in out[:, active].split(batch_size):
             kept = beta + (picture[:, active] * (1 - part)[:, None]) @ vectors[active]
-            logits = network.propagate(as_maps(kept), concepts.block)
+            logits = network.propagate(network.arranged(kept, concepts.block), concepts.block)
             left.append(logits[:, int(label)])
         lost = -torch.cat(left).cpu().numpy()
         with np.errstate(invalid="ignore"):

@@ -20,7 +20,6 @@ from ..curves import SCORES, Curve, Curves, class_curves, interlayer_curves, sta
 from ..data import artifacts
 from ..data.pictures import Pictures
 from ..data.profiles import Profile
-from ..gig import as_maps
 from ..importance import class_importance, interlayer_importance
 from ..network import Network
 from ..pfv import PFVDataset
@@ -254,8 +253,8 @@ def _targets(
     )[0, 0]
     ends = reconstruct(torch.cat([0 * u, u]), source)
     with torch.no_grad():
-        w = network.propagate(as_maps(ends), source.block, target.block)
-    projected = F.normalize(target.vectors, dim=1) @ w.flatten(2)
+        w = network.propagate(network.arranged(ends, source.block), source.block, target.block)
+    projected = F.normalize(target.vectors, dim=1) @ network.positions(w, target.block).mT
     present = (projected[1].amax(1) > 0) & (codes[0] > 0).any(0)
     if (have := int(present.sum())) < count:
         raise ValueError(f"a picture has {have} targets at {target.block}, not {count}")
