@@ -35,7 +35,7 @@ ACTIVATIONS = frozenset(
 MOVES = frozenset(
     "reshape flatten unflatten squeeze unsqueeze permute transpose movedim slice select narrow "
     "roll flip pad constant_pad_nd expand repeat stack index index_select pixel_shuffle "
-    "pixel_unshuffle channel_shuffle".split()
+    "pixel_unshuffle channel_shuffle clone contiguous".split()
 )
 """Operations that put values in another place."""
 
@@ -643,6 +643,12 @@ def trace(model: nn.Module, input_size: tuple[int, int]) -> tuple[fx.GraphModule
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     like = next(model.parameters(), torch.empty(0))
     images = like.new_zeros(_BATCH, 3 if first is None else first.in_channels, *input_size)
+    # Attention that also returns its weights is traced with heads and pictures in one dimension.
+    without: Any = lambda _, args, kwargs: (args, kwargs | {"need_weights": False})  # noqa: E731
+    hooks = [
+        module.register_forward_pre_hook(without, with_kwargs=True)
+        for module in model.modules() if isinstance(module, nn.MultiheadAttention)
+    ]  # fmt: skip
     try:
         batch = {0: torch.export.Dim.AUTO}
         program = torch.export.export(model, (images,), dynamic_shapes=(batch,))
@@ -653,6 +659,9 @@ def trace(model: nn.Module, input_size: tuple[int, int]) -> tuple[fx.GraphModule
             f"{type(model).__name__} cannot be traced with pictures {tuple(images.shape)}; its "
             f"forward must take one batch of pictures and not depend on their values: {why}"
         ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
     building = _Building(images)
     for node in traced.graph.nodes:
         if node.op == "get_attr":
@@ -799,7 +808,7 @@ class _Building:
             return (size - 1,)
         if name in ("matmul", "bmm", "scaled_dot_product_attention"):
             return inputs[-1].meta["channels"]
-        if name not in (*MOVES, "mean", "clone", "contiguous"):
+        if name not in (*MOVES, "mean"):
             return max(inputs, key=lambda n: math.prod(n.meta["shape"])).meta["channels"]
         # Numbered along its channels, a value tells where they go, even through a dimension that
         # pictures and channels share.

@@ -293,7 +293,7 @@ def table() -> list[tuple[str, str]]:
 
 @_rule(
     *sorted(ACTIVATIONS), "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm",
-    "softmax", "clamp", "clone", "contiguous", "to", "neg", "abs", "sqrt", "rsqrt", "pow", "exp",
+    "softmax", "clamp", "to", "neg", "abs", "sqrt", "rsqrt", "pow", "exp",
     "log", "square",
 )  # fmt: skip
 def hand_on(operation: Operation) -> Down:
