@@ -563,12 +563,12 @@ class Network:
         sums = [n for n in self._cuts if operation(n) == "add" and len(live_inputs(n)) > 1]
         # The last sum of each module; sums that no module holds go by their own names.
         found = {n.meta["paths"][0] or n.name: n for n in sums}
-        sizes = {n: _own(n.meta["shape"], n) for n in self._cuts if len(n.meta["shape"]) == 4}
-        ends = {
-            size: n for n, size in sizes.items() if math.prod(size) > 1
-            and operation(n) not in ACTIVATIONS and "pool" not in operation(n)
-        } or {(): self._cuts[-1]}  # fmt: skip
-        return found if len(found) >= len(ends) else {_name(n): n for n in ends.values()}
+        if len(found) > 1:
+            return found
+        idle = ACTIVATIONS | MOVES
+        ends = {_own(n.meta["shape"], n): n for n in self._cuts if operation(n) not in idle}
+        maps = [n for size, n in ends.items() if math.prod(size) > 1 and "pool" not in operation(n)]
+        return {_name(n): n for n in maps or self._cuts[-1:]}
 
     def _named(self, name: str) -> Node:
         """The cut point of this name."""  # noqa: DOC501
