@@ -276,7 +276,7 @@ def _interlayer_curves(
     u = load_codes(network, image[None], source)
     vectors = target.vectors[chosen.to(target.vectors.device)]
     given = (network, u, source, target.block)
-    options = {"seed": seed, "tolerance": gap, "batch_size": batch_size}
+    options: dict[str, Any] = {"seed": seed, "tolerance": gap, "batch_size": batch_size}
     rows = dict[str, Tensor]()
     for m in methods:
         if m == WRONG_TARGET:
