@@ -428,7 +428,7 @@ class _Walk:
             if not self.tolerance:
                 return list(range(self.count + 1))
             half = self.count // 2
-            few = {0, 1, int(half**0.5), half}
+            few = {0, int(half**0.5), half}
             return sorted({min(j, self.count) for j in few} | {self.count - j for j in few})
         states, open_ = self._open()
         error = open_[:, self.wanted].max(axis=1, initial=0)

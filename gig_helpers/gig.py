@@ -28,9 +28,9 @@ RULES = (
 """Quadrature rules with a fixed number of points: Captum's, and none at all."""
 
 MAX_POINTS = 1024
-_INTERVALS = 8
+_INTERVALS = 6
 """Of a path, to begin with."""
-_HALVED = 4
+_HALVED = 2
 """Intervals of a picture that are halved at a time."""
 _FIRST = 1e-6
 """Where a path begins, of its length: at 0 itself a ReLU's derivative is 0 by convention."""
@@ -195,7 +195,7 @@ def attribute(
         ``"zero"``: the path α·UV of eq. 3 to the letter, without β at either end.
     points
         So many points of a fixed rule. By default as many as a ``tolerance`` takes: the trapezoid
-        rule on 8 intervals, of which those whose own gap is largest are halved, because the
+        rule on 6 intervals, of which those whose own gap is largest are halved, because the
         change of T across an interval is known. No point is run twice.
     method
         The fixed rule: ``"gausslegendre"``, Captum's ``"riemann_left"``, ``"riemann_right"``,

@@ -12,7 +12,13 @@ from gig_helpers.codes import picture_codes
 from gig_helpers.curves import SCORES, class_curves, interlayer_curves
 from gig_helpers.data import profiles
 from gig_helpers.importance import class_importance
-from gig_helpers.report.studies import class_study, evaluated, interlayer_study, seen_right
+from gig_helpers.report.studies import (
+    WRONG_TARGET,
+    class_study,
+    evaluated,
+    interlayer_study,
+    seen_right,
+)
 
 METHODS = ["random", "gig"]
 LABELS = [0, 1, 2]
@@ -88,10 +94,12 @@ def test_a_class_study_is_what_the_functions_find(parts):
 def test_an_interlayer_study_is_what_the_functions_find(parts):
     network, images, concepts = parts
     here, there = concepts.values()
-    study = interlayer_study(network, images, LABELS, here, there, METHODS, PROFILE)
+    orders = [*METHODS, WRONG_TARGET]
+    study = interlayer_study(network, images, LABELS, here, there, orders, PROFILE)
     codes = picture_codes(network, images, concepts)
-    assert list(study.curves) == list(study.importance) == METHODS
+    assert list(study.curves) == list(study.importance) == orders
     assert study.targets.shape == (3, 2)
+    assert torch.equal(study.importance[WRONG_TARGET], study.importance["gig"][:, [1, 0]])
     relevance = class_importance(
         "gig", network, codes["layer4.0"], there, [[c] for c in LABELS], tolerance=0.05
     )[:, 0]
@@ -102,7 +110,7 @@ def test_an_interlayer_study_is_what_the_functions_find(parts):
     assert (study.gaps["gig"] <= 0.05 + 1e-4).all()
     assert study.gaps["random"].max() > 0.05, "nothing makes a random order complete"
     vectors = there.vectors[study.targets]
-    for method in METHODS:
+    for method in orders:
         direct = interlayer_curves(
             network, codes["layer3.0"], here, "layer4.0", vectors, study.importance[method],
             tolerance=0.05,

@@ -24,6 +24,9 @@ from ..importance import class_importance, interlayer_importance
 from ..network import Network
 from ..pfv import PFVDataset
 
+WRONG_TARGET = "wrong target"
+"""A control among the orders of an interlayer study: GIG's for another of the picture's targets."""
+
 _WAYS, _PARTS = ("deletion", "insertion"), ("x", "y", "bracket")
 _CODE = (network_module, codes_module, gig_module, importance_module, curves_module)
 
@@ -205,7 +208,8 @@ def interlayer_study(
     Parameters
     ----------
     images, classes, methods, profile
-        As :func:`class_study`, with the profile's evaluation targets, T.
+        As :func:`class_study`, with the profile's evaluation targets, T. After "gig" the methods
+        may also name :data:`WRONG_TARGET`.
 
     Raises
     ------
@@ -271,12 +275,14 @@ def _interlayer_curves(
     u = load_codes(network, image[None], source)
     vectors = target.vectors[chosen.to(target.vectors.device)]
     given = (network, u, source, target.block)
-    importance = torch.stack([
-        interlayer_importance(
-            m, *given, vectors, seed=seed, tolerance=gap, batch_size=batch_size
-        )[0]
-        for m in methods
-    ])  # fmt: skip
+    options: dict[str, Any] = {"seed": seed, "tolerance": gap, "batch_size": batch_size}
+    rows = dict[str, Tensor]()
+    for m in methods:
+        if m == WRONG_TARGET:
+            rows[m] = rows["gig"].roll(1, dims=0)
+        else:
+            rows[m] = interlayer_importance(m, *given, vectors, **options)[0]
+    importance = torch.stack(list(rows.values()))
     found = interlayer_curves(
         *given, vectors, importance[None], tolerance=bracket, batch_size=batch_size
     )
