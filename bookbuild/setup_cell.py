@@ -20,7 +20,8 @@ from importlib.util import find_spec
 
 on_colab = find_spec("google") and find_spec("google.colab")
 if on_colab and not find_spec("gig_helpers"):
-    repository = os.environ.get("GIG_REPOSITORY", "{address}")
+    repository = "{address}"
+    repository = os.environ.get("GIG_REPOSITORY", repository)
     %pip install --quiet "git+{{repository}}"
 
 from gig_helpers import load_network, load_pictures
