@@ -88,6 +88,7 @@ def test_figures_have_captions_and_alt_text(notebook):
 def test_chapter_has_the_skeleton(notebook):
     text = [part.source for part in notebook.cells if part.cell_type == "markdown"]
     assert text[0].startswith("# "), "the first cell opens the chapter with its title"
+    assert "*Where we are:* photograph → " in text[0]
     headings = re.findall(r"^## +(.+?) *$", "\n\n".join(text), re.MULTILINE)
     assert headings[-2:] == ["Summary", "Exercises"]
     assert any("## Summary\n\n:::{admonition}" in part for part in text), "the summary is a box"
