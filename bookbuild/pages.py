@@ -1,9 +1,11 @@
 """Builds the pages from the executed chapters: ``python -m bookbuild.pages``.
 
 Jupyter Book reads ``_build/source``: the pages of ``book/``, the executed copies in place of the
-notebooks, a provenance page, and in ``_web`` the JavaScript that would otherwise come from a CDN.
+notebooks, the first page's figure out of chapter 7, a provenance page, and in ``_web`` the
+JavaScript that would otherwise come from a CDN.
 """
 
+import base64
 import json
 import shutil
 import subprocess
@@ -83,10 +85,26 @@ def _stage(executed: list[Path]) -> None:
     for path in executed:
         shutil.copy(path, SOURCE / "book" / path.name)
     (SOURCE / "book" / "provenance.md").write_text(_provenance(), encoding="utf-8")
+    picture, answer = _shown(SOURCE / "book" / "07_concept_graph.ipynb", "fig-graph-path")
+    (SOURCE / "book" / "images" / "path.png").write_bytes(picture)
+    (SOURCE / "book" / "path.md").write_text(answer, encoding="utf-8")
     shutil.copy(ROOT / "_config.yml", SOURCE)
     shutil.copy(ROOT / "_toc.yml", SOURCE)
     if (BOOK / "_static").exists():  # Sphinx reads it beside the configuration
         shutil.move(SOURCE / "book" / "_static", SOURCE / "_static")
+
+
+def _shown(chapter: Path, figure: str) -> tuple[bytes, str]:
+    """A figure of an executed chapter, and the answer under it: the first page shows them."""
+    cells = json.loads(chapter.read_text(encoding="utf-8"))["cells"]
+    names = [cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") for cell in cells]
+    start = names.index(figure)
+    shown = [out["data"] for cell in cells[start : start + 2] for out in cell["outputs"]]
+    picture, answer = (
+        "".join(data[kind])
+        for data, kind in zip(shown, ("image/png", "text/markdown"), strict=True)
+    )
+    return base64.b64decode(picture), answer
 
 
 def _vendor(folder: Path) -> None:

@@ -14,12 +14,14 @@ from . import ROOT, chapters
 
 TAG = "setup"
 CELL = """\
-# Set-up, the same in every chapter: installs what is missing on Colab, and nothing elsewhere.
+# Set-up, alike in every chapter: installs what is missing on Colab, else nothing.
 import os
 from importlib.util import find_spec
 
-if find_spec("google") and find_spec("google.colab") and not find_spec("gig_helpers"):
-    repository = os.environ.get("GIG_REPOSITORY", "{address}")
+on_colab = find_spec("google") and find_spec("google.colab")
+if on_colab and not find_spec("gig_helpers"):
+    repository = "{address}"
+    repository = os.environ.get("GIG_REPOSITORY", repository)
     %pip install --quiet "git+{{repository}}"
 
 from gig_helpers import load_network, load_pictures
@@ -27,8 +29,8 @@ from gig_helpers.data import profiles
 from gig_helpers.report import figures
 from gig_helpers.report.provenance import provenance
 
-profile = profiles.get()  # "quick"; profiles.get("colab") suits a T4, "paper" needs ImageNet
-network = load_network(profile.network, profile.weights)  # on the GPU where there is one
+profile = profiles.get()  # "quick"; "colab" suits a T4, "paper" needs ImageNet
+network = load_network(profile.network, profile.weights)  # on the GPU, if any
 pictures = load_pictures(profile.pictures)
 figures.style()
 print(provenance(profile, network, pictures))"""

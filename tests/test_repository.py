@@ -21,7 +21,10 @@ SPINE = (
     "extractors.sae report.fidelity"
 ).split()
 """The files of the method."""
-CODE_CELLS = 40
+CODE_CELLS, CODE_WIDTH = 40, 84
+"""A wider line runs out of its frame on a page of 1280 pixels; book/ruff.toml says the same."""
+ANSWER = re.compile(r"\b(?:Markdown|say)\(")
+"""What a cell says that tells in words, by rule, what the numbers beside it show."""
 FIGURE = re.compile(
     r"plt\.show\(|\.show\(\)|\bfigures\.(?!style|COLOURS)|(?:still|interactive)_graph\("
 )
@@ -53,6 +56,20 @@ def test_set_up_cell_is_the_one(notebook):
 
 def test_notebook_is_short(notebook):
     assert len(_code(notebook)) <= CODE_CELLS
+    lines = [line for part in _code(notebook) for line in part.source.splitlines()]
+    assert not [line for line in lines if len(line) > CODE_WIDTH]
+
+
+def test_every_figure_is_answered(notebook):
+    """Before the next heading a cell says what the figure shows."""
+    waiting = []
+    for part in notebook.cells:
+        if part.cell_type == "markdown":
+            assert not waiting or not re.search("^## ", part.source, re.MULTILINE), waiting
+        elif "figure" in part.metadata.get("mystnb", {}):
+            waiting.append(part.metadata.mystnb.figure.name)
+        elif ANSWER.search(part.source):
+            waiting.clear()
 
 
 def test_figures_have_captions_and_alt_text(notebook):
@@ -71,6 +88,7 @@ def test_figures_have_captions_and_alt_text(notebook):
 def test_chapter_has_the_skeleton(notebook):
     text = [part.source for part in notebook.cells if part.cell_type == "markdown"]
     assert text[0].startswith("# "), "the first cell opens the chapter with its title"
+    assert "*Where we are:* photograph → " in text[0]
     headings = re.findall(r"^## +(.+?) *$", "\n\n".join(text), re.MULTILINE)
     assert headings[-2:] == ["Summary", "Exercises"]
     assert any("## Summary\n\n:::{admonition}" in part for part in text), "the summary is a box"

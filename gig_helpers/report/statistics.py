@@ -1,5 +1,6 @@
 """What a handful of pictures allows to say: intervals and paired comparisons."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,3 +92,20 @@ def compare(a: Tensor, b: Tensor, confidence: float = 0.95, seed: int = 0) -> Co
     difference = (a - b).detach().cpu().double().numpy()
     p = stats.wilcoxon(difference).pvalue if difference.any() else 1.0
     return Comparison(found.mean, found.low, found.high, float(p))
+
+
+def in_words(tests: Mapping[str, Comparison], better: str = "better", worse: str = "worse") -> str:
+    """Where each verdict holds, in Markdown; the two words are those of the sentence it ends.
+
+    Examples
+    --------
+    >>> won, open_ = Comparison(0.5, 0.1, 0.9, 0.02), Comparison(0.5, -0.1, 1.1, 0.2)
+    >>> in_words({"layer1.2": won, "layer3.0": open_, "layer4.2": won}, better="more")
+    '**more** at layer1.2, layer4.2; *not decided* at layer3.0'
+    """
+    words = {"better": f"**{better}**", "worse": f"**{worse}**", "undecided": "*not decided*"}
+    places = {
+        word: [name for name, test in tests.items() if test.verdict == verdict]
+        for verdict, word in words.items()
+    }
+    return "; ".join(f"{word} at {', '.join(found)}" for word, found in places.items() if found)
