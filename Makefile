@@ -40,7 +40,7 @@ address: $(VENV)/.ready
 	$(PY) -m bookbuild.setup_cell
 
 setup: $(VENV)/.ready
-	$(PY) -c "from gig_helpers import load_network; from gig_helpers.data import profiles; p = profiles.get(); load_network(p.network, p.weights)"
+	$(PY) -c "from gig_helpers import load_network; from gig_helpers.data import profiles; p = profiles.get(); load_network(p.network, p.weights); load_network('efficientnet_lite0')"
 
 $(VENV)/.ready: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -31,7 +31,9 @@ from gig_helpers.report.provenance import provenance
 
 profile = profiles.get()  # "quick"; "colab" suits a T4, "paper" needs ImageNet
 network = load_network(profile.network, profile.weights)  # on the GPU, if any
-pictures = load_pictures(profile.pictures)
+pictures = load_pictures(
+    profile.pictures, preprocessing=network.preprocessing, classes=network.classes
+)
 figures.style()
 print(provenance(profile, network, pictures))"""
 

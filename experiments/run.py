@@ -63,7 +63,10 @@ def start() -> Run:
     """Load what the profile asks for."""
     profile = profiles.get()
     network = load_network(profile.network, profile.weights)
-    return Run(profile, network, load_pictures(profile.pictures))
+    pictures = load_pictures(
+        profile.pictures, preprocessing=network.preprocessing, classes=network.classes
+    )
+    return Run(profile, network, pictures)
 
 
 def write(run: Run, name: str, rows: list[dict[str, Any]], **settings: Any) -> None:

@@ -9,84 +9,29 @@ point-wise feature vector (PFV; section 3.1) is that tensor's channel vector at 
 import copy
 import hashlib
 import math
-import operator
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .data import weights as pretrained
 from .data.pictures import class_names
-from .data.weights import IMAGENET, Preprocessing
-
-Node: TypeAlias = Any
-"""A node of a traced graph (``torch.fx.Node``), whose types would make every argument a union."""
-
-ACTIVATIONS = frozenset(
-    "relu relu6 hardtanh gelu silu elu selu celu leaky_relu prelu mish softplus sigmoid tanh "
-    "hardswish hardsigmoid log_sigmoid softshrink hardshrink threshold".split()
+from .data.weights import Preprocessing
+from .traced import (
+    ACTIVATIONS,
+    MOVES,
+    Node,
+    Window,
+    arguments,
+    evaluate,
+    live_inputs,
+    operation,
+    pair,
+    trace,
 )
-"""Operations that are an activation function of each value alone."""
-
-MOVES = frozenset(
-    "reshape flatten unflatten squeeze unsqueeze permute transpose movedim slice select narrow "
-    "roll flip pad constant_pad_nd expand repeat stack index index_select pixel_shuffle "
-    "pixel_unshuffle channel_shuffle clone contiguous".split()
-)
-"""Operations that put values in another place."""
-
-_PIECES = {"unbind", "split", "split_with_sizes", "chunk"}
-_NOTHING = {"dropout", "feature_dropout", "alpha_dropout", "detach", "alias"}
-
-
-class Window(NamedTuple):
-    """How a layer's kernel moves over its input (the receptive fields of section 3.1).
-
-    Kernel, stride, padding and dilation, rows and columns of each.
-    """
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-
-    @classmethod
-    def of(cls, node: Node) -> "Window":
-        """The window of a convolution or a pooling.
-
-        Examples
-        --------
-        >>> conv = nn.Sequential(nn.Conv2d(3, 4, 7, stride=2, padding=3), nn.Flatten())
-        >>> Window.of(Network(conv, device="cpu", input_size=(9, 9), blocks=["0"]).node("0"))
-        Window(kernel=(7, 7), stride=(2, 2), padding=(3, 3), dilation=(1, 1))
-        """
-        given = arguments(node)
-        kernel = given.get("kernel_size") or given["weight"].meta["size"][2:]
-        # Without a stride a pooling takes its kernel's size; an average pooling has no dilation.
-        dilation, padding = _pair(given.get("dilation", 1)), given["padding"]
-        if isinstance(padding, str):
-            reach = [
-                d * (k - 1) * (padding == "same") for d, k in zip(dilation, kernel, strict=True)
-            ]
-            if any(r % 2 for r in reach):
-                raise NotImplementedError(f"a padding that is not symmetric: {node.format_node()}")
-            padding = [r // 2 for r in reach]
-        return cls(_pair(kernel), _pair(given["stride"] or kernel), _pair(padding), dilation)
-
-    def ends(self, size: Sequence[int]) -> tuple[int, int]:
-        """Rows and columns that the windows of so many positions reach over, with the padding."""
-        parts = zip(size, self.stride, self.kernel, self.dilation, strict=True)
-        rows, columns = ((count - 1) * s + (k - 1) * d + 1 for count, s, k, d in parts)
-        return rows, columns
-
-
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    rows, columns = (value, value) if isinstance(value, int) else (*value, *value)[:2]
-    return rows, columns
 
 
 class Network:
@@ -147,17 +92,17 @@ class Network:
     (2, (2, 7))
     >>> network.shift("layer2.0").shape, network.receptive_field("layer1.0")
     (torch.Size([128]), (27, 4, -13))
-    >>> operation(network.node("layer2.0")), network.double().shift("layer2.0").dtype
-    ('add', torch.float64)
-    >>> [operation(node) for node in network.nodes(network.node("layer4.1"), None)][1:3]
-    ['relu', 'adaptive_avg_pool2d']
+    >>> network.node("layer2.0").name, network.double().shift("layer2.0").dtype
+    ('add_2', torch.float64)
+    >>> [node.name for node in network.nodes(network.node("layer4.1"), None)][1:3]
+    ['relu_16', 'adaptive_avg_pool2d']
     """
 
     def __init__(
         self, model: nn.Module, name: str = "", weights: str = "given",
         device: str | torch.device | None = None, *, blocks: Sequence[str] | None = None,
         input_size: tuple[int, int] | None = None, classes: Sequence[str] | None = None,
-        preprocessing: Preprocessing = IMAGENET,
+        preprocessing: Preprocessing | None = None,
     ):  # fmt: skip
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
@@ -166,7 +111,8 @@ class Network:
         # TensorFloat-32 keeps 10 bits of a convolution's inputs: sums would not add up.
         torch.backends.cudnn.allow_tf32 = False
         self.model = model.eval().requires_grad_(False).to(self.device)
-        self.preprocessing, self.input_size = preprocessing, input_size or _own_input_size(model)
+        self.preprocessing = preprocessing or Preprocessing()
+        self.input_size = input_size or _own_input_size(model)
         self.program, self._live = trace(self.model, self.input_size)
         self._order = {node: place for place, node in enumerate(self.program.graph.nodes)}
         count = self._live[-1].meta["shape"][-1]
@@ -288,6 +234,12 @@ class Network:
         ------
         ValueError
             If no batch norm enters the block.
+
+        Examples
+        --------
+        >>> small = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+        >>> Network(small, device="cpu", input_size=(3, 3), blocks=["0"]).bn_shift("0").shape
+        torch.Size([4])
         """
         if (shift := self.shift(block)) is None:
             raise ValueError(f"no batch norm enters {block}: give β, such as its mean PFV")
@@ -413,7 +365,15 @@ class Network:
         return [source, *sorted(found - {source}, key=self._order.__getitem__)]
 
     def value(self, node: Node, values: dict[Node, Any], count: int) -> Any:
-        """A node's value from its inputs' values, in a batch of so many pictures."""
+        """A node's value from its inputs' values, in a batch of so many pictures.
+
+        Examples
+        --------
+        >>> network = Network(nn.Sequential(nn.ReLU(), nn.Flatten()), device="cpu", blocks=[])
+        >>> x, relu, _ = network.nodes(None, None)
+        >>> network.value(relu, {x: torch.tensor([-1.0, 2.0])}, 1)
+        tensor([0., 2.])
+        """
         if node.op == "get_attr":
             return self.program.get_buffer(node.target)
         return count if operation(node) == "sym_size" else evaluate(node, values)
@@ -586,34 +546,6 @@ class Network:
         raise KeyError(f"{name!r} {what}; cut points of {self.name} are {some}")
 
 
-# ---------------------------------------------------------------------------- the traced graph
-
-
-def operation(node: Node) -> str:
-    """Name of the operation that a node calls, such as ``"conv2d"``; not in the paper."""
-    if node.op != "call_function":
-        return node.op
-    return node.target.__name__.split(".")[0]
-
-
-def arguments(node: Node) -> dict[str, Any]:
-    """A node's arguments by name, defaults among them; values of other nodes are these nodes."""
-    known = node.target._schema.arguments
-    given = dict(zip((argument.name for argument in known), node.args, strict=False))
-    return {a.name: a.default_value for a in known} | given | dict(node.kwargs)
-
-
-def evaluate(node: Node, values: dict[Node, Any]) -> Any:
-    """What a node's operation makes of its inputs' values; not in the paper."""
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-    return node.target(*args, **kwargs)
-
-
-def live_inputs(node: Node) -> list[Node]:
-    """The inputs of a node whose values come of the pictures; not in the paper."""
-    return [n for n in node.all_input_nodes if "shape" in n.meta]
-
-
 def _own(shape: Sequence[int], node: Node) -> tuple[int, ...]:
     return tuple(s for d, s in enumerate(shape) if d not in (0, *node.meta["channels"]))
 
@@ -624,210 +556,7 @@ def _name(node: Node) -> str:
 
 def _own_input_size(model: nn.Module) -> tuple[int, int]:
     told = getattr(model, "default_cfg", {}).get("input_size")  # timm
-    return _pair(told[-2:] if told else getattr(model, "image_size", 224))  # torchvision's ViT
-
-
-def trace(model: nn.Module, input_size: tuple[int, int]) -> tuple[fx.GraphModule, list[Node]]:
-    """A model's graph, and those of its nodes whose values come of the pictures; not in the paper.
-
-    These hold in ``meta`` the shape of their value, the dimensions of its channels, the modules
-    that they stand in, and whether it can be a block's. What does not depend on the pictures is
-    computed; a convolution and its batch norm are one; a linear layer of a flattened map is the
-    convolution that it is.
-
-    Raises
-    ------
-    TypeError
-        If the model cannot be traced.
-    """
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    like = next(model.parameters(), torch.empty(0))
-    images = like.new_zeros(_BATCH, 3 if first is None else first.in_channels, *input_size)
-    # Attention that also returns its weights is traced with heads and pictures in one dimension.
-    without: Any = lambda _, args, kwargs: (args, kwargs | {"need_weights": False})  # noqa: E731
-    hooks = [
-        module.register_forward_pre_hook(without, with_kwargs=True)
-        for module in model.modules() if isinstance(module, nn.MultiheadAttention)
-    ]  # fmt: skip
-    try:
-        batch = {0: torch.export.Dim.AUTO}
-        program = torch.export.export(model, (images,), dynamic_shapes=(batch,))
-        traced: Any = program.module(check_guards=False)
-    except Exception as error:
-        why = str(error).split("\n")[0]
-        raise TypeError(
-            f"{type(model).__name__} cannot be traced with pictures {tuple(images.shape)}; its "
-            f"forward must take one batch of pictures and not depend on their values: {why}"
-        ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    building = _Building(images)
-    for node in traced.graph.nodes:
-        if node.op == "get_attr":
-            building.made[node] = operator.attrgetter(node.target)(traced)
-        elif node.op == "call_function":
-            building.made[node] = building.stand_in(node)
-        elif node.op == "placeholder":
-            building.made[node] = building.images
-        else:
-            building.graph.output(building.made[node.all_input_nodes[0]])
-    building.graph.eliminate_dead_code()
-    nodes = [node for node in building.graph.nodes if "shape" in node.meta]
-    for node in building.graph.nodes:  # done with: weights from before they were made one
-        for name in ("known", "numbers"):
-            node.meta.pop(name, None)
-    return fx.GraphModule(building.root, building.graph), nodes
-
-
-_BATCH = 2
-"""Pictures of the traced batch."""
-
-
-class _Building:
-    """A graph being made of a traced one; ``made`` holds what stands for each of its nodes."""
-
-    def __init__(self, images: Tensor):
-        self.graph, self.root = fx.Graph(), nn.Module()
-        self.like = images
-        self.images = self.graph.placeholder("x")
-        self.images.meta = {
-            "shape": tuple(images.shape), "channels": (1,), "paths": [""], "cut": False
-        }  # fmt: skip
-        self.count = self.add(torch.ops.aten.sym_size.int, (self.images, 0))
-        self.made: dict[Node, Any] = {}
-
-    def stand_in(self, node: Node) -> Any:
-        """A node of the new graph, a constant, or for pieces a list, in place of a traced node."""
-        name, value = operation(node).rstrip("_"), node.meta["val"]
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.made.__getitem__)
-        if isinstance(value, torch.SymInt):
-            times = int(value) // _BATCH
-            return self.count if times == 1 else self.add(operator.mul, (self.count, times))
-        if name.startswith("new_"):
-            args = (self.like, *args[1:])
-        if name in _NOTHING or name == "getitem":
-            return args[0] if name in _NOTHING else args[0][args[1]]
-        if not any(isinstance(n, fx.Node) for n in _flat((args, kwargs))):
-            return node.target(*args, **kwargs)
-        path = [(module,) for module, _ in node.meta.get("nn_module_stack", {}).values()]
-        paths = [path[-1][0].split("@")[0]] if path else [""]
-        if name in _PIECES:
-            return self.pieces(args[0], name, value, arguments(node)["dim"], paths)
-        if name == "batch_norm" and (fused := self.fused(node, args, paths)):
-            return fused
-        if name == "linear" and (whole := self.convolution(args, value, paths)):
-            return whole
-        # Written over, a value would be lost to whoever else takes it; a view needs its layout.
-        name = "reshape" if name in ("view", "_unsafe_view") else name
-        target = getattr(getattr(torch.ops.aten, name), node.target._overloadname)
-        return self.add(target, args, kwargs, value, paths)
-
-    def add(
-        self, target: Any, args: tuple, kwargs: dict | None = None, value: Any = None,
-        paths: Sequence[str] = ("",),
-    ) -> Node:  # fmt: skip
-        """A new node; ``value`` has the shape of what it makes."""
-        args, kwargs = torch.utils._pytree.tree_map_only(
-            Tensor, self.constant, (args, kwargs or {})
-        )
-        name = target.__name__.split(".")[0]
-        node = self.graph.create_node("call_function", target, args, kwargs, name)
-        if value is None or not live_inputs(node):
-            below = {n: n.meta["known"] for n in node.all_input_nodes if n is not self.images}
-            node.meta["known"] = evaluate(node, below) if below else _BATCH
-        else:
-            shape = tuple(s if isinstance(s, int) else s.node.hint for s in value.shape)
-            own = [not isinstance(s, int) for s in value.shape]
-            node.meta["shape"] = shape
-            channels = self.channels(node)
-            fit = own[0] and shape[0] == _BATCH and not any(own[1:]) and len(shape) in (2, 3, 4)
-            cut = fit and len(channels) == 1 and value.dtype.is_floating_point
-            node.meta |= {"channels": channels, "paths": list(paths), "cut": cut}
-        return node
-
-    def constant(self, tensor: Tensor) -> Node:
-        """A node for a constant, which lies so that a CPU convolves fastest."""
-        name = f"constant_{len(list(self.root.buffers()))}"
-        if tensor.ndim == 4 and tensor.device.type == "cpu":
-            tensor = tensor.contiguous(memory_format=torch.channels_last)
-        self.root.register_buffer(name, tensor.detach())
-        node = self.graph.get_attr(name)
-        node.meta |= {"known": tensor, "size": tensor.shape}
-        return node
-
-    def pieces(self, x: Node, name: str, values: Any, dim: int, paths: Sequence[str]) -> list[Node]:
-        """What a value is taken apart into."""
-        aten, found, start = torch.ops.aten, [], 0
-        for n, value in enumerate(values):
-            if name == "unbind":
-                found.append(self.add(aten.select.int, (x, dim, n), None, value, paths))
-                continue
-            stop = start + int(value.shape[dim])
-            found.append(self.add(aten.slice.Tensor, (x, dim, start, stop), None, value, paths))
-            start = stop
-        return found
-
-    def fused(self, norm: Node, args: tuple, paths: list[str]) -> Node | None:
-        """The convolution before a batch norm, made to be both: weight s·W, bias the shift.
-
-        A quarter of GIG's time less. Eq. 8 names the shift.
-        """
-        conv, (*before, mean, var) = args[0], args[1:5]
-        if operation(conv) != "conv2d" or len(norm.all_input_nodes[0].users) > 1 or mean is None:
-            return None
-        given = {k: getattr(v, "meta", {}).get("known", v) for k, v in arguments(conv).items()}
-        both = fuse_conv_bn_weights(given["weight"], given["bias"], mean, var, args[7], *before)
-        with self.graph.inserting_before(conv):
-            conv.args = (conv.args[0], *map(self.constant, both), *conv.args[3:])
-        conv.meta["norm"] = True
-        conv.meta["paths"] += paths
-        return conv
-
-    def convolution(self, args: tuple, value: Any, paths: list[str]) -> Node | None:
-        """The convolution that a linear layer of a flattened map is, flattened in its turn."""
-        below = args[0].all_input_nodes[0]
-        shape, weight = below.meta.get("shape", ()), args[1]
-        flat = operation(args[0]) in ("flatten", "reshape") and below.meta.get("channels") == (1,)
-        if not flat or len(shape) != 4 or weight.shape[1:] != (math.prod(shape[1:]),):
-            return None
-        if shape[2] * shape[3] == 1:
-            return None
-        kernel = weight.unflatten(1, shape[1:])
-        made: Any = torch.ops.aten.conv2d.default, torch.ops.aten.flatten.using_ints
-        conv = self.add(made[0], (below, kernel, *args[2:]), None, value[..., None, None], paths)
-        return self.add(made[1], (conv, 1), None, value, paths)
-
-    def channels(self, node: Node) -> tuple[int, ...]:
-        """The dimensions of a node's value that are its channels'."""
-        name, size = operation(node), len(node.meta["shape"])
-        inputs = live_inputs(node)
-        if name in ("conv2d", "batch_norm", "group_norm", "instance_norm") or "pool2d" in name:
-            return (1,)
-        if name in ("linear", "layer_norm", "rms_norm"):
-            return (size - 1,)
-        if name in ("matmul", "bmm", "scaled_dot_product_attention"):
-            return inputs[-1].meta["channels"]
-        if name not in (*MOVES, "mean"):
-            return max(inputs, key=lambda n: math.prod(n.meta["shape"])).meta["channels"]
-        # Numbered along its channels, a value tells where they go, even through a dimension that
-        # pictures and channels share.
-        values: dict[Node, Any] = {n: n.meta.get("known") for n in node.all_input_nodes}
-        for n in inputs:
-            dims, shape = n.meta["channels"], n.meta["shape"]
-            sizes = [s if d in dims else 1 for d, s in enumerate(shape)]
-            fresh = torch.arange(1.0, math.prod(sizes) + 1).reshape(sizes).expand(shape)
-            values[n] = n.meta.get("numbers", fresh.to(self.like.device))
-        node.meta["numbers"] = found = evaluate(node, values)
-        steps = [
-            (found.narrow(d, 1, s - 1), found.narrow(d, 0, s - 1))
-            for d, s in enumerate(found.shape)
-        ]
-        return tuple(d for d, (a, b) in enumerate(steps) if ((a != b) & (a * b != 0)).any())
-
-
-def _flat(values: Any) -> list[Any]:
-    return torch.utils._pytree.tree_leaves(values)
+    return pair(told[-2:] if told else getattr(model, "image_size", 224))  # torchvision's ViT
 
 
 # ---------------------------------------------------------------------------- loading
@@ -865,12 +594,7 @@ def load_network(
     """
     preprocessing = pretrained.preprocessing(name)
     state, source = pretrained.weights(name, weights)
-    if name in torchvision.models.list_models():
-        model = torchvision.models.get_model(name, weights=None)
-    else:
-        import timm  # a second of importing
-
-        model = timm.create_model(pretrained.timm_name(name))
+    model: Any = pretrained.architecture(name)
     if source == "keras":
         for stage in (model.layer2, model.layer3, model.layer4):
             stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)

@@ -1,6 +1,7 @@
 """One test over many architectures: F_ab, GIG against Captum, SRD's conservation; own classes."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import timm
@@ -8,11 +9,27 @@ import torch
 import torchvision.models as tv
 from captum.attr import IntegratedGradients
 from conftest import randomised
+from PIL import Image
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig
 
-from gig_helpers import Network, srd
+from gig_helpers import (
+    Network,
+    class_names,
+    concept_graph,
+    load_concepts,
+    load_pictures,
+    picture_codes,
+    sample,
+    srd,
+)
+from gig_helpers.curves import class_curves
+from gig_helpers.data import profiles
+from gig_helpers.data.weights import Preprocessing
 from gig_helpers.gig import class_relevance, gig
+from gig_helpers.importance import class_importance
+from gig_helpers.report import graph_figures
+from gig_helpers.report.examples import nearest_examples
 
 
 class Plain(nn.Sequential):
@@ -175,3 +192,34 @@ def test_places(case):
         assert network.placeless(block) == tokens
         assert network.positions(x, block).shape[1] == rows * columns + tokens
         assert rows / columns == pytest.approx(images.shape[2] / images.shape[3], rel=0.5)
+
+
+def test_own_classes_from_pictures_to_graph(tmp_path, monkeypatch):
+    """A fine-tuned network's own names, in folders, graphs and cards; never ImageNet's."""
+    monkeypatch.setenv("GIG_ARTIFACTS", str(tmp_path / "made"))
+    names = ("ash", "birch", "cedar", "fir", "oak")
+    noise = torch.rand(10, 64, 64, 3, generator=torch.Generator().manual_seed(0)) * 255
+    for n, values in enumerate(noise.byte().numpy()):
+        place = tmp_path / "trees" / names[n % 5] / f"{n}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(place)
+    ready = Preprocessing(size=64, resize=64)
+    torch.manual_seed(0)
+    options = {"input_size": (64, 64), "classes": names, "preprocessing": ready}
+    network = Network(randomised(fine_tuned()), device="cpu", **options)
+    pictures = load_pictures(str(tmp_path / "trees"), preprocessing=ready, classes=names)
+    assert [names[label] for label in pictures.labels] == [p.split("/")[0] for p in pictures.paths]
+    profile = replace(profiles.get("quick"), blocks=("layer3.0", "layer4.1"), per_image=3)
+    dataset = sample(network, pictures, profile)
+    concepts = load_concepts(network, dataset, profile)
+    images = torch.stack([pictures[0], pictures[1]])
+    codes = picture_codes(network, images, concepts)
+    graph = concept_graph(network, codes, concepts, [3, 4], top=2, shared=1)
+    assert {d["name"] for _, d in graph.nodes(data=True) if d["kind"] == "class"} == {"fir", "oak"}
+    top = concepts["layer4.1"]
+    gamma = class_importance("gig", network, codes["layer4.1"], top, [[3], [4]])
+    curves = class_curves(network, codes["layer4.1"], top, gamma[:, 0], [3, 4])
+    assert curves["logit"].deletion.y.isfinite().all()
+    (shots,) = nearest_examples(network, pictures, dataset, top, [0], 1)
+    about = " ".join(graph_figures._about(graph, next(iter(graph)), {}))
+    assert shots[0].label in range(5) and not set(class_names()[:5]) & set(about.split())

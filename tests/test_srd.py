@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 
-from gig_helpers import Network, load_pictures, srd
+from gig_helpers import Network, load_pictures, rules, srd
 
 # ------------------------------------------------------------------------- brute force
 
@@ -366,7 +366,7 @@ def test_an_operation_without_a_rule():
             return torch.cumsum(x, 2)
 
     network = small(Odd(), channels=3)
-    with pytest.raises(NotImplementedError, match="no rule for cumsum.*srd.RULES.*gradient"):
+    with pytest.raises(NotImplementedError, match="no rule for cumsum.*rules.RULES.*gradient"):
         ways(network, IMAGE, "0")
     places = torch.tensor([[[2, 1]]])
     found = srd.ierf(network, IMAGE[None], "0", places, rule="gradient")[0, 0]
@@ -377,9 +377,9 @@ def test_an_operation_without_a_rule():
 
 
 def test_table_names_every_rule():
-    named = ", ".join(names for _, names in srd.table())
-    assert set(srd.RULES) < set(named.split(", "))
-    assert "attention" in named and all(rule for rule, _ in srd.table())
+    named = ", ".join(names for _, names in rules.table())
+    assert set(rules.RULES) < set(named.split(", "))
+    assert "attention" in named and all(rule for rule, _ in rules.table())
 
 
 # ------------------------------------------------------------------------- laws

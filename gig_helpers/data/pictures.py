@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from .weights import IMAGENET, AssetUnavailable, Preprocessing, cache_folder, socket_timeout
+from .weights import AssetUnavailable, Preprocessing, cache_folder, socket_timeout
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -59,7 +59,7 @@ class Pictures(Dataset):
     paths: tuple[str, ...]
     labels: tuple[int | None, ...]
     boxes: tuple[tuple[float, float, float, float], ...]
-    preprocessing: Preprocessing = IMAGENET
+    preprocessing: Preprocessing = Preprocessing()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -96,7 +96,7 @@ class Pictures(Dataset):
     def fingerprint(self) -> str:
         """Hash of every file's relative path, size and view, and of its own preprocessing."""
         sizes = [file.stat().st_size if file.exists() else -1 for file in self.files]
-        own = [] if self.preprocessing == IMAGENET else [self.preprocessing]
+        own = [] if self.preprocessing == Preprocessing() else [self.preprocessing]
         text = json.dumps([*zip(self.paths, sizes, self.boxes, strict=True), *own])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -108,7 +108,7 @@ class Pictures(Dataset):
 
 
 def load_pictures(
-    spec: str = "sample", *, preprocessing: Preprocessing = IMAGENET,
+    spec: str = "sample", *, preprocessing: Preprocessing | None = None,
     classes: Sequence[str] | None = None,
 ) -> Pictures:  # fmt: skip
     """Return a set of pictures.
@@ -147,7 +147,7 @@ def load_pictures(
     if classes is not None and tuple(classes) != class_names():
         index = {name.lower(): n for n, name in enumerate(classes)}
         labels = tuple(_label(path, folder.absolute().name, index) for path in found.paths)
-    return replace(found, labels=labels, preprocessing=preprocessing)
+    return replace(found, labels=labels, preprocessing=preprocessing or Preprocessing())
 
 
 def _sample() -> Pictures:

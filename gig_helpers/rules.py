@@ -1,0 +1,453 @@
+"""SRD's rules: how relevance goes down an operation, one rule for each kind of operation.
+
+What works on each position alone hands relevance on. What moves values, such as a reshape, moves
+relevance. What joins splits it: in a residual sum the target v is the sum, whose parts are what the
+branches bring. What mixes positions shares it, with the sum that it enters for its target, if there
+is one, and else its own output. What is added at every position alike, as a batch norm's shift b,
+is shared in proportion to the norm of what each position brings; padding brings nothing; 0/0 is 0.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, product
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .traced import ACTIVATIONS, MOVES, Node, Window, arguments
+
+Down = Callable[[Tensor], Sequence[Tensor]]
+"""Relevance (K, …) of K maps at an operation's output to that at its inputs.
+
+A map has the shape of the values, with size 1 along the channels: a number for each position. Only
+what moves values leaves one for each value.
+"""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation of a forward pass, as its rule sees it (section 3.1).
+
+    Attributes
+    ----------
+    node
+        Of the traced graph.
+    given
+        Its arguments by name, with values (N, …); of attention also its pattern a (N, heads, P, P),
+        the bias in its values, and the way that what it makes is moved.
+    inputs, output
+        The values (N, …) that relevance goes down to, and what the operation made of them.
+    channels
+        The channels' dimensions in each input and, last, in the output.
+    target
+        v (N, …), the vectors that the output's parts are compared with: the output itself, or the
+        sum that it enters.
+    again
+        The operation as a function of its inputs; what else it depends on is held constant.
+    fused
+        The operation before it that it is fused with.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[-1.0, 2.0]])
+    >>> relu = Operation(None, {}, (x,), x.relu(), ((1,), (1,)), x.relu(), torch.relu)
+    >>> RULES["relu"](relu)(torch.ones(1, 1, 1))  # handed on
+    [tensor([[[1.]]])]
+    """
+
+    node: Node
+    given: dict[str, Any]
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+    channels: tuple[tuple[int, ...], ...]
+    target: Tensor
+    again: Callable[..., Tensor]
+    fused: Node | None = None
+
+
+Rule = Callable[[Operation], Down]
+
+RULES: dict[str, Rule] = {}
+"""Rules by the name of an operation (:func:`gig_helpers.network.operation`); add your own."""
+
+
+def _rule(*names: str) -> Callable[[Rule], Rule]:
+    def add(make: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, make))
+        return make
+
+    return add
+
+
+def table() -> list[tuple[str, str]]:
+    """Rules as rows: what is done, and by which operations (section 3.1); for the page.
+
+    Examples
+    --------
+    >>> [names for rule, names in table() if rule.startswith("μ = ‖x‖²")]
+    ['cat']
+    """
+    rows: dict[str, list[str]] = {}
+    fused = {"mean and linear": mean_of_linear, "attention and linear": attention}
+    for name, make in (RULES | fused).items():
+        rows.setdefault((make.__doc__ or "").split("\n")[0], []).append(name)
+    return [(rule, ", ".join(names)) for rule, names in rows.items()]
+
+
+@_rule(
+    *sorted(ACTIVATIONS), "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm",
+    "softmax", "clamp", "to", "neg", "abs", "sqrt", "rsqrt", "pow", "exp",
+    "log", "square",
+)  # fmt: skip
+def hand_on(operation: Operation) -> Down:
+    """R_i = R_i: each position alone, a norm's statistics held constant.
+
+    Examples
+    --------
+    >>> RULES["erf"] = hand_on  # an operation of one's own network
+    >>> RULES.pop("erf") is hand_on
+    True
+    """
+    return lambda relevance: [relevance]
+
+
+@_rule("linear")
+def linear(operation: Operation) -> Down:
+    """R_i = R_i, 0 where the input is: each position alone.
+
+    Examples
+    --------
+    >>> RULES["linear"] is linear
+    True
+    """
+    alive = operation.inputs[0].any(dim=-1, keepdim=True)
+    return lambda relevance: [level(relevance, operation.channels[-1]) * alive]
+
+
+@_rule("mul", "div", "addcmul")
+def gate(operation: Operation) -> Down:
+    """R_i = R_i for what is gated, the smaller factor held constant; equal factors take half.
+
+    Examples
+    --------
+    >>> RULES["mul"] is RULES["div"] is gate
+    True
+    """
+    count = len(operation.inputs)
+    return lambda relevance: [relevance / count] * count
+
+
+@_rule(*sorted(MOVES))
+def _move(operation: Operation) -> Down:
+    """Relevance goes back where each value came from; within a vector it lies as squares do."""
+    pull = _pull(operation.again, *operation.inputs)
+    square, channels = operation.output.square(), operation.channels[-1]
+    whole = square.sum(channels, keepdim=True)
+    share = torch.where(
+        whole == 0, 1 / max(square.numel() // max(whole.numel(), 1), 1), square / whole
+    )
+
+    def down(relevance: Tensor) -> Sequence[Tensor]:
+        return pull(relevance if relevance.shape[1:] == share.shape else relevance * share)
+
+    return down
+
+
+@_rule("add", "sub")
+def _sum(operation: Operation) -> Down:
+    """μ = ⟨x, v⟩/‖v‖² for each branch x of the sum v; a constant takes nothing."""
+    if len(operation.inputs) == 1:
+        return hand_on(operation)
+    v, channels = operation.target, operation.channels[-1]
+    square = v.square().sum(channels, keepdim=True)
+    x, y = operation.inputs
+    signed = (x, -y if operation.node.target is torch.ops.aten.sub.Tensor else y)
+    ratios = [_quotient((part * v).sum(channels, keepdim=True), square) for part in signed]
+
+    def down(relevance: Tensor) -> Sequence[Tensor]:
+        relevance = level(relevance, channels)
+        found = []
+        for ratio, part in zip(ratios, operation.inputs, strict=True):
+            shared = relevance * ratio
+            wide = [d for d, s in enumerate(part.shape, 1) if s == 1 < shared.shape[d]]
+            found.append(shared.sum(wide, keepdim=True) if wide else shared)
+        return found
+
+    return down
+
+
+@_rule("cat")
+def _cat(operation: Operation) -> Down:
+    """μ = ‖x‖²/‖v‖² for each part x of the joined v; constant tokens are shared by norm."""
+    channels, x = operation.channels[-1], operation.inputs
+    dim, parts = operation.given["dim"] % x[0].ndim, operation.given["tensors"]
+    if dim in channels:
+        whole = operation.target.square().sum(channels, keepdim=True)
+        ratios = [_quotient(part.square().sum(channels, keepdim=True), whole) for part in x]
+        return lambda relevance: [level(relevance, channels) * ratio for ratio in ratios]
+    known = [any(part is own for own in x) for part in parts]
+    norms = [torch.linalg.vector_norm(part, dim=channels, keepdim=True) for part in x]
+    places = [d for d in range(1, x[0].ndim) if d not in channels]
+    total = sum(norm.sum(places, keepdim=True) for norm in norms)
+
+    def down(relevance: Tensor) -> Sequence[Tensor]:
+        pieces = level(relevance, channels).split([part.shape[dim] for part in parts], dim + 1)
+        above = [d + 1 for d in places]
+        lost = sum(
+            p.sum(above, keepdim=True) for p, own in zip(pieces, known, strict=True) if not own
+        )
+        kept = [piece for piece, own in zip(pieces, known, strict=True) if own]
+        return [p + lost * _quotient(n, total) for p, n in zip(kept, norms, strict=True)]
+
+    return down
+
+
+@_rule(
+    "max_pool2d",
+    "avg_pool2d",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "mean",
+    "upsample_bilinear2d",
+    "upsample_nearest2d",
+)
+def share(operation: Operation) -> Down:
+    """μ_i = ⟨v̂_i, v⟩/‖v‖², v̂_i what position i brings to the pooled vector v.
+
+    Examples
+    --------
+    The mean of two positions, of which the second holds three times the first.
+
+    >>> x = torch.tensor([[[[1.0, 3.0]]]])
+    >>> mean = lambda x: x.mean(3, keepdim=True)
+    >>> pooled = Operation(None, {}, (x,), mean(x), ((1,), (1,)), mean(x), mean)
+    >>> share(pooled)(torch.ones(1, 1, 1, 1, 1))[0].flatten()
+    tensor([0.2500, 0.7500])
+    """
+    v, channels = operation.target, operation.channels
+    unit = _quotient(v, v.square().sum(channels[-1], keepdim=True))
+    pull = _pull(operation.again, *operation.inputs)
+
+    def down(relevance: Tensor) -> Sequence[Tensor]:
+        found = pull(level(relevance, channels[-1]) * unit)
+        parts = zip(operation.inputs, found, channels, strict=False)
+        return [level(x * part, own) for x, part, own in parts]
+
+    return down
+
+
+def mean_of_linear(operation: Operation) -> Down:
+    """μ_i = ⟨W x_i + b, v⟩/(P ‖v‖²), v the mean of what a linear layer makes of P positions.
+
+    Examples
+    --------
+    A weight of 1 and a bias of 2: the two positions bring 1 + 2 and 3 + 2 of 8.
+
+    >>> x = torch.tensor([[[[1.0, 3.0]]]])
+    >>> head = lambda x: x.mean((2, 3)) + 2
+    >>> logit = Operation(None, {}, (x,), head(x), ((1,), (1,)), head(x), head)
+    >>> mean_of_linear(logit)(torch.ones(1, 1, 1))[0].flatten()
+    tensor([0.3750, 0.6250])
+    """
+    parts = share(operation)
+
+    def down(relevance: Tensor) -> Sequence[Tensor]:
+        (found,) = parts(relevance)
+        rest = relevance.flatten(2).sum(2) - found.flatten(2).sum(2)  # the bias's
+        count = found[0, 0].numel()
+        return [found + rest.reshape(*rest.shape, *[1] * (found.ndim - 2)) / count]
+
+    return down
+
+
+@_rule("conv2d")
+def conv(operation: Operation) -> Down:
+    """μ_i = (⟨W_i x_i, v⟩ + ⟨b, v⟩ · ‖W_i x_i‖/Σ‖W_i x_i‖)/‖v‖² for each offset i of the kernel.
+
+    Examples
+    --------
+    >>> RULES["conv2d"] is conv
+    True
+    """
+    given, (x,), v = operation.given, operation.inputs, operation.target
+    window, weight, groups = Window.of(operation.node), given["weight"], given["groups"]
+    rows, columns = x.shape[2:]
+    if operation.fused is None and window.kernel == (1, 1):
+        seen = x[..., :: window.stride[0], :: window.stride[1]]
+        ratios = seen.any(dim=1, keepdim=True).to(x)  # one part, the whole, or nothing
+    else:
+        directions = [v]
+        if groups == 1 and 2 * weight.shape[1] <= weight.shape[0]:
+            weight, directions = _compressed(weight, v)
+        if operation.fused is None:
+            parts = _offset_parts(x, weight, window, groups, v.shape[2:])
+        else:
+            window = Window.of(operation.fused)
+            over = arguments(operation.fused)["ceil_mode"]
+            parts = (F.conv2d(part, weight) for part in _pool_parts(x, window, over))
+        ratios = _ratios(parts, given["bias"], v, directions)
+
+    def down(relevance: Tensor) -> Sequence[Tensor]:
+        here = level(relevance, (1,))[:, :, 0]
+        if window.kernel == window.stride == (1, 1):
+            return [(ratios[:, 0] * here)[:, :, None]]
+        (top, left), ends = window.padding, window.ends(here.shape[2:])
+        edges = (max(rows + top, ends[0]), max(columns + left, ends[1]))
+        below = here.new_zeros(*here.shape[:2], *edges)
+        for offset, ratio in zip(_offsets(window), ratios.unbind(1), strict=True):
+            _seen(window, below, offset, here.shape[2:]).addcmul_(ratio, here)
+        return [below[:, :, None, top : top + rows, left : left + columns]]
+
+    return down
+
+
+def attention(operation: Operation) -> Down:
+    """μ_i = (⟨Σ_h a_ij^h O_h x_i^h, v_j⟩ + the shift's by norm)/‖v_j‖², the pattern a constant.
+
+    x are the tokens' values without their bias. What is left of v is the shift.
+
+    Examples
+    --------
+    >>> [rule for rule, names in table() if names == "attention and linear"][0][:20]
+    'μ_i = (⟨Σ_h a_ij^h O'
+    """
+    given, v, channels = operation.given, operation.target, operation.channels[-1]
+    a, moved, weight, x = given["pattern"], given["moved"], given["weight"], operation.inputs[0]
+    x = x - given["added"]
+    unit = _quotient(v, v.square().sum(channels, keepdim=True))
+    mixed = a @ x
+    whole = moved(mixed)
+    (back,) = torch.func.vjp(lambda y: moved(y) @ weight.T, mixed)[1](unit)
+    along = (a * (back @ x.mT)).sum(1, keepdim=True)
+    brought = torch.einsum("nhpd,ohd->npho", x, weight.unflatten(1, (x.shape[1], -1)))
+    gram = brought @ brought.mT
+    square = torch.einsum("nhjp,ngjp,nphg->njp", a, a, gram)
+    norm = square.clamp(min=0).sqrt()[:, None]
+    left = 1 - along.sum(-1, keepdim=True)
+    ratios = along + left * _quotient(norm, norm.sum(-1, keepdim=True))
+    pull = _pull(moved, mixed)
+
+    def down(relevance: Tensor) -> Sequence[Tensor]:
+        even = level(relevance, channels) / whole.shape[-1]
+        (there,) = pull(even.expand(len(even), *whole.shape))
+        return [ratios.mT @ there.sum((2, 4), keepdim=True)]
+
+    return down
+
+
+# ---------------------------------------------------------------------------- their parts
+
+
+def _pull(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[Tensor], Any]:
+    """What takes gradients (K, …) by a function's output to those by its inputs."""
+    return torch.vmap(torch.func.vjp(function, *inputs)[1])
+
+
+def level(relevance: Tensor, channels: tuple[int, ...]) -> Tensor:
+    """Relevance (K, …) of positions, whatever lies along the channels summed.
+
+    Examples
+    --------
+    >>> level(torch.ones(1, 2, 3), (1,)).tolist()  # one map, two pictures, three channels
+    [[[3.0], [3.0]]]
+    """
+    dims = [d + 1 for d in channels if relevance.shape[d + 1] > 1]
+    return relevance.sum(dims, keepdim=True) if dims else relevance
+
+
+def plus(a: Tensor | None, b: Tensor, channels: tuple[int, ...]) -> Tensor:
+    """Relevance that reaches a value from one more operation; not in the paper.
+
+    Examples
+    --------
+    >>> plus(torch.ones(1, 1, 2), torch.ones(1, 1, 1), (1,)).tolist()
+    [[[3.0]]]
+    """
+    if a is None:
+        return b
+    return a + b if a.shape == b.shape else level(a, channels) + level(b, channels)
+
+
+def _offsets(window: Window) -> Iterator[tuple[int, int]]:
+    rows, columns = (
+        range(0, kernel * dilation, dilation)
+        for kernel, dilation in zip(window.kernel, window.dilation, strict=True)
+    )
+    return product(rows, columns)
+
+
+def _seen(window: Window, padded: Tensor, offset: tuple[int, int], size: Sequence[int]) -> Tensor:
+    """View of what each of ``size`` output positions sees at this offset."""
+    rows, columns = (
+        slice(first, first + stride * (count - 1) + 1, stride)
+        for first, stride, count in zip(offset, window.stride, size, strict=True)
+    )
+    return padded[..., rows, columns]
+
+
+def _offset_parts(
+    x: Tensor, weight: Tensor, window: Window, groups: int, size: Sequence[int]
+) -> Iterator[Tensor]:
+    """What each kernel offset of a convolution brings to its output, before the shift."""
+    rows, columns = window.padding
+    padded = F.pad(x, (columns, columns, rows, rows))
+    for offset, tap in zip(_offsets(window), weight.flatten(2).unbind(2), strict=True):
+        seen = _seen(window, padded, offset, size)
+        depthwise = groups == len(weight) == x.shape[1]  # which a CPU convolves slowly
+        yield (
+            seen * tap[:, :, None]
+            if depthwise
+            else F.conv2d(seen, tap[..., None, None], groups=groups)
+        )
+
+
+def _pool_parts(x: Tensor, window: Window, over: bool) -> Iterator[Tensor]:
+    """What max-pooling takes from each offset of its window, (N, C, H, W)."""
+    pooled, index = F.max_pool2d(x, *window, over, return_indices=True)
+    place = []
+    for dim, along in ((0, index // x.shape[3]), (1, index % x.shape[3])):
+        first = window.stride[dim] * torch.arange(index.shape[2 + dim], device=x.device)
+        first = first[:, None] if dim == 0 else first
+        place.append((along + window.padding[dim] - first) // window.dilation[dim])
+    chosen = place[0] * window.kernel[1] + place[1]
+    for number in range(math.prod(window.kernel)):
+        yield torch.where(chosen == number, pooled, 0)
+
+
+def _compressed(weight: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """A weight with as few outputs as inputs, and the target's directions for its parts.
+
+    At an offset with s·W = QR, R x has the length of s·W x, and ⟨s·W x, v⟩ = ⟨R x, Qᵀv⟩.
+    """
+    outputs, inputs, *kernel = weight.shape
+    q, r = torch.linalg.qr(weight.flatten(2).permute(2, 0, 1))
+    turned = F.conv2d(target, q.transpose(1, 2).reshape(-1, outputs, 1, 1))
+    return r.permute(1, 2, 0).reshape(inputs, inputs, *kernel), list(turned.split(inputs, 1))
+
+
+def _ratios(
+    parts: Iterable[Tensor], shift: Tensor | None, target: Tensor,
+    directions: Iterable[Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """μ of each part (N, C, H, W) in the target, (N, parts, H, W).
+
+    μ = (⟨part, v⟩ + ⟨b, v⟩ · ‖part‖ / Σ‖part‖) / ‖v‖²; 0/0 is 0. The inner products are taken with
+    the directions in turn, where given.
+    """
+    along, norms = [], []
+    for part, direction in zip(parts, cycle(directions or [target]), strict=False):
+        along.append((part * direction).sum(1))
+        norms.append(torch.linalg.vector_norm(part, dim=1))
+    ratios = torch.stack(along, 1)
+    if shift is not None:
+        norm = torch.stack(norms, 1)
+        bias = torch.einsum("c,nchw->nhw", shift, target)
+        ratios += bias[:, None] * _quotient(norm, norm.sum(1, keepdim=True))
+    return _quotient(ratios, target.square().sum(1, keepdim=True))
+
+
+def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+    return torch.where(denominator == 0, 0, numerator / denominator)
