@@ -70,7 +70,7 @@ def concept_graph(
     ...     codes[block] = torch.rand(1, 4, 3)
     >>> graph = concept_graph(network, codes, concepts, [243], top=2, points=2)
     >>> graph.nodes["class/243"]["name"]
-    'bull mastiff'
+    'class 243'
     """
     targets = sorted(set(classes), key=list(classes).index)
     blocks = list(codes)

@@ -111,8 +111,8 @@ def test_tune_asks_for_the_papers_count_and_draws_with_its_seed():
     concepts = extract(x, torch.zeros(12), 20, block="layer1.1")
     assert tune(concepts, x).lam == tune(concepts, x, nonzeros=5, seed=0).lam  # min(11, 20 / 4)
     assert tune(concepts, x).lam != tune(concepts, x, seed=1).lam, "other PFVs"
-    with pytest.raises(KeyError, match="no block ''"):
-        tune(replace(concepts, block=""), x)
+    elsewhere = replace(concepts, block="blocks.3")
+    assert tune(elsewhere, x).lam == tune(concepts, x, nonzeros=2).lam, "12 / 32, 2 at least"
 
 
 def test_the_fingerprint_counts_what_codes_depend_on():
