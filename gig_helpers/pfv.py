@@ -31,7 +31,7 @@ SHARD_BATCHES = 4
 """Batches a shard: what a killed run can lose."""
 
 
-_READERS = {"cpu": 0, "cuda": 4}
+_READERS = {"cpu": 0, "cuda": max(0, min(4, (os.cpu_count() or 1) - 1))}
 """Processes that read pictures, a GPU's while it computes; a CPU has none to spare."""
 
 
@@ -333,8 +333,9 @@ def _sample_batch(
 ) -> dict[str, Tensor]:
     images = images.to(network.device, non_blocking=True)
     with torch.no_grad():
-        predictions = network.logits(images).argmax(dim=1)
         preactivations = network.preactivations(images, profile.blocks)
+        last = profile.blocks[-1]
+        predictions = network.propagate(preactivations[last], last).argmax(dim=1)
     relevance = srd.contributions(network, images, profile.blocks, predictions)
     columns = {"pictures": ids, "predictions": predictions.cpu()}
     for block in profile.blocks:
@@ -359,7 +360,8 @@ def _main() -> None:
     """One process's part of the profile's dataset; torchrun says which."""
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        # Two processes may share one GPU.
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     profile = profiles.get()
     network = network_module.load_network(profile.network, profile.weights)
     sample_part(network, load_pictures(profile.pictures), profile, rank, world_size)
