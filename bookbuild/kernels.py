@@ -23,6 +23,7 @@ PRELOAD = (
     "gig_helpers.data.profiles",
     "gig_helpers.report.figures",
     "gig_helpers.report.provenance",
+    "nbformat",  # for plotly's figures
     # What torch.export imports when it traces the first network.
     "torch.export._trace",
     "torch.export._unlift",

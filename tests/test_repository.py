@@ -85,6 +85,10 @@ def test_figures_have_captions_and_alt_text(notebook):
             assert myst.get("figure", {}).get("caption", "").strip(), part.source
 
 
+def test_chapter_asks_colab_for_a_gpu(notebook):
+    assert notebook.metadata["accelerator"] == "GPU"
+
+
 def test_chapter_has_the_skeleton(notebook):
     text = [part.source for part in notebook.cells if part.cell_type == "markdown"]
     assert text[0].startswith("# "), "the first cell opens the chapter with its title"
