@@ -155,7 +155,7 @@ def lambda_for(
     # Counts fall roughly as a power of λ, so a secant on logarithms, kept inside the bracket.
     low, high = (0.0, math.inf), (float(largest.max()), 0.0)
     lam = float(largest.median()) / 2 or high[0] / 2
-    codes = y.new_zeros(len(y), len(vectors))
+    codes, before = y.new_zeros(len(y), len(vectors)), (0.0, 0.0)
     for _ in range(40):
         codes = _codes(y, vectors, codes, lam, tol=1e-4, max_iter=200)
         count = float((codes != 0).sum(-1).double().mean())
@@ -168,8 +168,12 @@ def lambda_for(
             # Off the ends, so that the bracket shrinks from both.
             share = (high[0] / low[0]) ** 0.1
             lam = min(max(middle, low[0] * share), high[0] / share)
+        elif high[1] and before[1] and count > before[1]:
+            # Beyond what is known counts go on as from the last λ to this one.
+            power = math.log(lam / before[0]) / math.log(before[1] / count)
+            before, lam = (lam, count), lam * min(0.95, max(0.5, (count / nonzeros) ** power))
         else:
-            lam = lam * 2 if count > nonzeros else lam / 2
+            before, lam = (lam, count), lam * 2 if count > nonzeros else lam / 2
     raise ValueError(
         f"no lam gives {nonzeros} non-zeros: {count:.2f} at {lam:.3g}; "
         "give more PFVs or a larger rtol"
