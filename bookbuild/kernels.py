@@ -23,15 +23,6 @@ PRELOAD = (
     "gig_helpers.data.profiles",
     "gig_helpers.report.figures",
     "gig_helpers.report.provenance",
-    "nbformat",  # for plotly's figures
-    # What torch.export imports when it traces the first network.
-    "torch.export._trace",
-    "torch.export._unlift",
-    "torch.fx.experimental.validator",
-    "torch._export.passes",
-    "torch._inductor.compiler_bisector",
-    "torch._subclasses.schema_check_mode",
-    "sympy.tensor.tensor",
 )
 """What a kernel and the set-up cell import; a test finds no module more than after them."""
 

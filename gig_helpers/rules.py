@@ -71,7 +71,7 @@ class Operation:
 Rule = Callable[[Operation], Down]
 
 RULES: dict[str, Rule] = {}
-"""Rules by the name of an operation (:func:`gig_helpers.network.operation`); add your own."""
+"""Rules by the name of an operation (:func:`gig_helpers.traced.operation`); add your own."""
 
 
 def _rule(*names: str) -> Callable[[Rule], Rule]:
