@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from . import lasso
+from . import lasso, traced
 from . import network as network_module
 from .concepts import Concepts
 from .data import artifacts
@@ -126,7 +126,7 @@ def load_codes(network: Network, images: Tensor, concepts: Concepts) -> Tensor:
     return torch.stack(found)
 
 
-@artifacts.cached("codes", network_module, lasso)
+@artifacts.cached("codes", traced, network_module, lasso)
 def _sparse_codes(network: Network, image: Tensor, concepts: Concepts) -> dict[str, Tensor]:
     codes = picture_codes(network, image[None], {concepts.block: concepts})[concepts.block][0]
     sparse = codes.to_sparse()

@@ -269,8 +269,8 @@ def tune(concepts: Concepts, x: Tensor, nonzeros: float | None = None, seed: int
         nonzeros = wanted_nonzeros(concepts.block, *concepts.vectors.shape)
     chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:200]
     some = x[chosen.to(x.device)].to(concepts.vectors)
-    # Where PFVs and codes are few, a few codes are more than two hundredths.
-    rtol = min(max(0.02, 20 / (nonzeros * len(some))), 0.1)
+    # Where PFVs and codes are few, one code of one PFV may be more than two hundredths.
+    rtol = min(max(0.02, 1 / (nonzeros * len(some))), 0.1)
     lam = lasso.lambda_for(some, concepts.vectors, nonzeros, beta=concepts.beta, rtol=rtol)
     return replace(concepts, lam=lam)
 

@@ -157,7 +157,8 @@ def lambda_for(
     lam = float(largest.median()) / 2 or high[0] / 2
     codes, before = y.new_zeros(len(y), len(vectors)), (0.0, 0.0)
     for _ in range(40):
-        codes = _codes(y, vectors, codes, lam, tol=1e-4, max_iter=200)
+        # As near as codes are computed later: a looser solution has more of them.
+        codes = _codes(y, vectors, codes, lam, tol=1e-5, max_iter=200)
         count = float((codes != 0).sum(-1).double().mean())
         if abs(count - nonzeros) <= rtol * nonzeros:
             return lam

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from . import network as network_module
-from . import srd
+from . import rules, srd, traced
 from .data import artifacts, profiles
 from .data.pictures import Pictures, UnreadablePicture, load_pictures
 from .data.profiles import Profile
@@ -235,7 +235,8 @@ def _plan(network: Network, pictures: Pictures, profile: Profile) -> tuple[str, 
         network.index(block)
     sizes = (profile.blocks, profile.per_image, profile.batch_size, profile.seed)
     depends = {"given": artifacts.fingerprint((network, pictures, sizes))}
-    key = artifacts.key("pfv", depends, (network_module, srd, sys.modules[__name__]))
+    code = (traced, network_module, rules, srd, sys.modules[__name__])
+    key = artifacts.key("pfv", depends, code)
     folder, size = artifacts.folder() / f"pfv-{key}", profile.batch_size * SHARD_BATCHES
     starts = range(0, len(pictures), size)
     return key, {

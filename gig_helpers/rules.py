@@ -120,11 +120,13 @@ def linear(operation: Operation) -> Down:
 
     Examples
     --------
-    >>> RULES["linear"] is linear
-    True
+    >>> x = torch.tensor([[[1.0, 2.0], [0.0, 0.0]]])  # two tokens, the second of nothing
+    >>> linear(Operation(None, {}, (x,), x, ((2,), (2,)), x, None))(torch.ones(1, 1, 2, 1))
+    [tensor([[[[1.],
+              [0.]]]])]
     """
-    alive = operation.inputs[0].any(dim=-1, keepdim=True)
-    return lambda relevance: [level(relevance, operation.channels[-1]) * alive]
+    alive, channels = operation.inputs[0].any(dim=-1, keepdim=True), operation.channels[-1]
+    return lambda relevance: [level(relevance, channels) * alive]
 
 
 @_rule("mul", "div", "addcmul")
@@ -133,8 +135,10 @@ def gate(operation: Operation) -> Down:
 
     Examples
     --------
-    >>> RULES["mul"] is RULES["div"] is gate
-    True
+    >>> x = torch.ones(1, 2)
+    >>> two = Operation(None, {}, (x, x), x, ((1,), (1,), (1,)), x, None)
+    >>> gate(two)(torch.ones(1, 1, 1))
+    [tensor([[[0.5000]]]), tensor([[[0.5000]]])]
     """
     count = len(operation.inputs)
     return lambda relevance: [relevance / count] * count
@@ -162,17 +166,19 @@ def _sum(operation: Operation) -> Down:
     if len(operation.inputs) == 1:
         return hand_on(operation)
     v, channels = operation.target, operation.channels[-1]
-    square = v.square().sum(channels, keepdim=True)
-    x, y = operation.inputs
-    signed = (x, -y if operation.node.target is torch.ops.aten.sub.Tensor else y)
-    ratios = [_quotient((part * v).sum(channels, keepdim=True), square) for part in signed]
+    square = _square(v, channels)
+    subtracted = operation.node.target is torch.ops.aten.sub.Tensor
+    factors = 1, operation.given["alpha"] * (-1 if subtracted else 1)
+    along = [(part * v).sum(channels, keepdim=True) for part in operation.inputs]
+    ratios = [_quotient(f * each, square) for f, each in zip(factors, along, strict=True)]
+    shapes = [part.shape for part in operation.inputs]  # of values that are let go
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
         relevance = level(relevance, channels)
         found = []
-        for ratio, part in zip(ratios, operation.inputs, strict=True):
+        for ratio, shape in zip(ratios, shapes, strict=True):
             shared = relevance * ratio
-            wide = [d for d, s in enumerate(part.shape, 1) if s == 1 < shared.shape[d]]
+            wide = [d for d, s in enumerate(shape, 1) if s == 1 < shared.shape[d]]
             found.append(shared.sum(wide, keepdim=True) if wide else shared)
         return found
 
@@ -185,16 +191,16 @@ def _cat(operation: Operation) -> Down:
     channels, x = operation.channels[-1], operation.inputs
     dim, parts = operation.given["dim"] % x[0].ndim, operation.given["tensors"]
     if dim in channels:
-        whole = operation.target.square().sum(channels, keepdim=True)
-        ratios = [_quotient(part.square().sum(channels, keepdim=True), whole) for part in x]
+        whole = _square(operation.target, channels)
+        ratios = [_quotient(_square(part, channels), whole) for part in x]
         return lambda relevance: [level(relevance, channels) * ratio for ratio in ratios]
-    known = [any(part is own for own in x) for part in parts]
+    known, sizes = [any(part is own for own in x) for part in parts], [p.shape[dim] for p in parts]
     norms = [torch.linalg.vector_norm(part, dim=channels, keepdim=True) for part in x]
     places = [d for d in range(1, x[0].ndim) if d not in channels]
     total = sum(norm.sum(places, keepdim=True) for norm in norms)
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
-        pieces = level(relevance, channels).split([part.shape[dim] for part in parts], dim + 1)
+        pieces = level(relevance, channels).split(sizes, dim + 1)
         above = [d + 1 for d in places]
         lost = sum(
             p.sum(above, keepdim=True) for p, own in zip(pieces, known, strict=True) if not own
@@ -228,7 +234,7 @@ def share(operation: Operation) -> Down:
     tensor([0.2500, 0.7500])
     """
     v, channels = operation.target, operation.channels
-    unit = _quotient(v, v.square().sum(channels[-1], keepdim=True))
+    unit = _quotient(v, _square(v, channels[-1]))
     pull = _pull(operation.again, *operation.inputs)
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
@@ -269,15 +275,22 @@ def conv(operation: Operation) -> Down:
 
     Examples
     --------
-    >>> RULES["conv2d"] is conv
-    True
+    A kernel of two ones over two positions, of which the second holds three times the first.
+
+    >>> from .traced import trace
+    >>> _, node = trace(torch.nn.Conv2d(1, 1, (1, 2)), (1, 2))[1]
+    >>> given = {"weight": torch.ones(1, 1, 1, 2), "bias": None, "groups": 1}
+    >>> x, v = torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[4.0]]]])
+    >>> made = Operation(node, given, (x,), v, ((1,), (1,)), v, None)
+    >>> conv(made)(torch.ones(1, 1, 1, 1, 1))[0].flatten()
+    tensor([0.2500, 0.7500])
     """
     given, (x,), v = operation.given, operation.inputs, operation.target
     window, weight, groups = Window.of(operation.node), given["weight"], given["groups"]
     rows, columns = x.shape[2:]
     if operation.fused is None and window.kernel == (1, 1):
         seen = x[..., :: window.stride[0], :: window.stride[1]]
-        ratios = seen.any(dim=1, keepdim=True).to(x)  # one part, the whole, or nothing
+        ratios = (_square(seen, (1,)) != 0).to(x)  # one part, the whole, or nothing
     else:
         directions = [v]
         if groups == 1 and 2 * weight.shape[1] <= weight.shape[0]:
@@ -311,15 +324,21 @@ def attention(operation: Operation) -> Down:
 
     Examples
     --------
-    >>> [rule for rule, names in table() if names == "attention and linear"][0][:20]
-    'μ_i = (⟨Σ_h a_ij^h O'
+    A token that looks at two alike, of which the second holds three times the first.
+
+    >>> given = {"pattern": torch.full((1, 1, 1, 2), 0.5), "weight": torch.eye(1)}
+    >>> given |= {"added": torch.zeros(1, 1, 2, 1), "moved": lambda y: y[:, 0]}
+    >>> x, v = torch.tensor([[[[1.0], [3.0]]]]), torch.tensor([[[2.0]]])
+    >>> made = Operation(None, given, (x,), v, ((1, 3), (2,)), v, None)
+    >>> attention(made)(torch.ones(1, 1, 1, 1))[0].flatten()
+    tensor([0.2500, 0.7500])
     """
     given, v, channels = operation.given, operation.target, operation.channels[-1]
     a, moved, weight, x = given["pattern"], given["moved"], given["weight"], operation.inputs[0]
     x = x - given["added"]
-    unit = _quotient(v, v.square().sum(channels, keepdim=True))
+    unit = _quotient(v, _square(v, channels))
     mixed = a @ x
-    whole = moved(mixed)
+    shape = moved(mixed).shape
     (back,) = torch.func.vjp(lambda y: moved(y) @ weight.T, mixed)[1](unit)
     along = (a * (back @ x.mT)).sum(1, keepdim=True)
     brought = torch.einsum("nhpd,ohd->npho", x, weight.unflatten(1, (x.shape[1], -1)))
@@ -331,8 +350,8 @@ def attention(operation: Operation) -> Down:
     pull = _pull(moved, mixed)
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
-        even = level(relevance, channels) / whole.shape[-1]
-        (there,) = pull(even.expand(len(even), *whole.shape))
+        even = level(relevance, channels) / shape[-1]
+        (there,) = pull(even.expand(len(even), *shape))
         return [ratios.mT @ there.sum((2, 4), keepdim=True)]
 
     return down
@@ -407,12 +426,13 @@ def _offset_parts(
 def _pool_parts(x: Tensor, window: Window, over: bool) -> Iterator[Tensor]:
     """What max-pooling takes from each offset of its window, (N, C, H, W)."""
     pooled, index = F.max_pool2d(x, *window, over, return_indices=True)
+    index = index.int()  # long integers are slow to divide and to compare
     place = []
     for dim, along in ((0, index // x.shape[3]), (1, index % x.shape[3])):
         first = window.stride[dim] * torch.arange(index.shape[2 + dim], device=x.device)
         first = first[:, None] if dim == 0 else first
         place.append((along + window.padding[dim] - first) // window.dilation[dim])
-    chosen = place[0] * window.kernel[1] + place[1]
+    chosen = (place[0] * window.kernel[1] + place[1]).short()
     for number in range(math.prod(window.kernel)):
         yield torch.where(chosen == number, pooled, 0)
 
@@ -446,7 +466,12 @@ def _ratios(
         norm = torch.stack(norms, 1)
         bias = torch.einsum("c,nchw->nhw", shift, target)
         ratios += bias[:, None] * _quotient(norm, norm.sum(1, keepdim=True))
-    return _quotient(ratios, target.square().sum(1, keepdim=True))
+    return _quotient(ratios, _square(target, (1,)))
+
+
+def _square(x: Tensor, channels: tuple[int, ...]) -> Tensor:
+    """‖x‖² along the channels, kept; nothing as large as x is made."""
+    return torch.linalg.vector_norm(x, dim=channels, keepdim=True).square()
 
 
 def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:

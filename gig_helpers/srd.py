@@ -263,11 +263,8 @@ class _Sweep:
             if _numel(below) == math.prod(
                 below.meta["shape"][d] for d in (0, *below.meta["channels"])
             ):
-                step.rule, step.inputs, step.inside = (
-                    rules.mean_of_linear,
-                    live_inputs(below),
-                    [*chain, node],
-                )
+                step.rule, step.inputs = rules.mean_of_linear, live_inputs(below)
+                step.inside = [*chain, node]
         elif rule is rules.linear and alone and (kind == _ATTENTION or _is_pattern(below)):
             if len(below.meta["shape"]) != 4:
                 raise _no_rule(below)
@@ -283,6 +280,7 @@ class _Sweep:
             (user, *others) = node.users
             parts = live_inputs(user)
             enters = operation(user) == "add" or (operation(user) == "sub" and user.args[0] is node)
+            enters = enters and arguments(user)["alpha"] == 1
             alike = len(parts) == 2 and parts[0].meta["shape"] == parts[1].meta["shape"]
             if enters and alike and not others and user in self.nodes:
                 if pooled or Window.of(node).kernel != (1, 1):

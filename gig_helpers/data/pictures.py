@@ -71,7 +71,8 @@ class Pictures(Dataset):
 
     def __getitem__(self, index: int) -> Tensor:
         picture = v2.functional.to_dtype(v2.functional.pil_to_tensor(self.image(index)), scale=True)
-        return v2.functional.normalize(picture, *map(list, self.preprocessing[2:4]))
+        own = self.preprocessing
+        return v2.functional.normalize(picture, list(own.mean), list(own.std))
 
     def image(self, index: int) -> Image.Image:
         """View number ``index`` as an RGB PIL image, resized and cropped, by default 224 × 224.

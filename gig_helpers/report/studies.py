@@ -14,6 +14,7 @@ from .. import curves as curves_module
 from .. import gig as gig_module
 from .. import importance as importance_module
 from .. import network as network_module
+from .. import traced
 from ..codes import load_codes, reconstruct
 from ..concepts import Concepts
 from ..curves import SCORES, Curve, Curves, class_curves, interlayer_curves, stacked
@@ -28,7 +29,7 @@ WRONG_TARGET = "wrong target"
 """A control among the orders of an interlayer study: GIG's for another of the picture's targets."""
 
 _WAYS, _PARTS = ("deletion", "insertion"), ("x", "y", "bracket")
-_CODE = (network_module, codes_module, gig_module, importance_module, curves_module)
+_CODE = (traced, network_module, codes_module, gig_module, importance_module, curves_module)
 
 
 def evaluated(pictures: Pictures, dataset: PFVDataset, count: int) -> list[int]:
