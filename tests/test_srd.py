@@ -219,6 +219,11 @@ class Residual(nn.Module):
         return 1 + (self.conv(x) - 2 * x)
 
 
+class Weighted(Residual):
+    def forward(self, x):
+        return torch.add(x, self.conv(x), alpha=-2)
+
+
 class Joined(nn.Module):
     def __init__(self):
         super().__init__()
@@ -246,6 +251,14 @@ def test_joining_and_gates():
     shortcut = -2 * (IMAGE * v).sum(0) / v.square().sum(0)
     expected = ratios(conv, each_alone(IMAGE), v) + torch.diag(shortcut.flatten())
     agree(ways(network, IMAGE, "0"), expected)
+
+    network = small(Weighted(), channels=3)
+    conv = network.model[0].conv
+    y = conv(IMAGE[None])[0]
+    v = IMAGE - 2 * y
+    beside, branch = ((part * v).sum(0) / v.square().sum(0) for part in (IMAGE, -2 * y))
+    expected = ratios(conv, each_alone(IMAGE), y) * branch.flatten()
+    agree(ways(network, IMAGE, "0"), expected + torch.diag(beside.flatten()))
 
     network = small(Joined(), channels=6)
     a, b = network.model[0].a(IMAGE[None])[0], network.model[0].b(IMAGE[None])[0].tanh()
