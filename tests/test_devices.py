@@ -1,0 +1,192 @@
+"""Every public function on a pretended GPU: a tensor left on the wrong device fails here."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import random_network
+from pretend_gpu import CPU, GPU, MixedDevices, moved, on_gpu, pretend_gpu
+from torch.utils._pytree import tree_leaves
+
+from gig_helpers import Concepts, concept_graph, pfv, picture_codes, reconstruct, srd
+from gig_helpers.codes import encode, load_codes, relative_l2
+from gig_helpers.concepts import extract, load_concepts, nearest_concept, tune
+from gig_helpers.curves import class_curves, interlayer_curves, largest, per_class
+from gig_helpers.data import profiles
+from gig_helpers.data.weights import Preprocessing
+from gig_helpers.extractors import EXTRACTORS, kmeans
+from gig_helpers.gig import class_relevance, gig
+from gig_helpers.importance import METHODS, class_importance, interlayer_importance
+from gig_helpers.lasso import duality_gap, objective
+from gig_helpers.report.examples import examples, localize, nearest_examples
+from gig_helpers.report.fidelity import class_fidelity
+from gig_helpers.report.statistics import compare
+from gig_helpers.report.studies import WRONG_TARGET, class_study, interlayer_study
+
+A, B = "layer3.0", "layer4.0"
+PROFILE = replace(
+    profiles.get("quick"), blocks=(A, B), per_image=8, pfvs_per_concept=4, gap=0.5, bracket=0.3,
+    evaluation_targets=1,
+)  # fmt: skip
+METHOD_NAMES = [*METHODS, WRONG_TARGET]
+
+pytestmark = pytest.mark.usefixtures("artifacts_folder")
+
+
+class Chain:
+    """What the functions need: a network, PFVs, concepts of two blocks, codes of two pictures."""
+
+    def __init__(self, network, pictures):
+        self.network, self.pictures = network, pictures
+        self.dataset = pfv.sample(network, pictures, PROFILE)
+        self.concepts = load_concepts(network, self.dataset, PROFILE)
+        self.images = torch.stack([pictures[0], pictures[1]])  # from the CPU, as a reader has them
+        self.codes = picture_codes(network, self.images, self.concepts)
+        self.a, self.b = self.concepts[A], self.concepts[B]
+        self.given = network, self.codes[A], self.a
+
+
+@pytest.fixture
+def pictures(pictures):
+    return replace(pictures.subset([0, 5, 10, 15]), preprocessing=Preprocessing(64, 64))
+
+
+USES = {
+    "forward": lambda c: [
+        c.network.logits(c.images),
+        c.network.between(c.network.preactivations(c.images)[A], A, B),
+        c.network.logits_from(c.network.preactivations(c.images)[B], B),
+    ],
+    "contributions": lambda c: srd.contributions(c.network, c.images, [A, B], [0, 1]),
+    "iERF": lambda c: srd.ierf(c.network, c.images, A, torch.tensor([[1, 2], [0, 3]])),
+    "iERF, whole picture": lambda c: srd.ierf(c.network, c.images, B, torch.tensor([[0, 1]] * 2)),
+    "codes": lambda c: [
+        load_codes(c.network, c.images, c.a),
+        relative_l2(c.dataset.vectors(A).to(c.a.beta), reconstruct(
+            encode(c.dataset.vectors(A).to(c.a.beta), c.a), c.a)),
+        objective(c.a.vectors, c.a.vectors, torch.eye(len(c.a)).to(c.a.beta), 0.1),
+        duality_gap(c.a.vectors, c.a.vectors, torch.eye(len(c.a)).to(c.a.beta), 0.1),
+    ],
+    "concepts": lambda c: [
+        tune(replace(c.a, lam=None), c.dataset.vectors(A)).vectors,
+        nearest_concept(c.dataset.vectors(A).to(c.a.beta), c.a),
+        c.a.nearest(c.dataset.vectors(A), 2),
+        c.a.class_entropy(c.dataset.picture_ids(A)),
+    ],
+    "extractors": lambda c: [
+        make(c.dataset.vectors(A).to(c.a.beta), c.a.beta, 5, block=A).vectors
+        for name, make in EXTRACTORS.items() if name != "SAE, converged"
+    ],
+    "averages": lambda c: kmeans(
+        c.dataset.vectors(B).to(c.b.beta), c.b.beta, 4, average="raw").vectors,
+    "GIG": lambda c: [
+        gig(c.network, c.codes[A], c.a.vectors, A, B, c.b.vectors[:2], tolerance=0.5),
+        gig(c.network, c.codes[A], c.a.vectors, A, B, c.b.vectors[:2], points=3, positions=True,
+            beta=c.a.beta, return_convergence_delta=True),
+        class_relevance(c.network, c.codes[A], c.a.vectors, A, [0, 3], output="probability"),
+        class_relevance(c.network, c.codes[A], c.a.vectors, A, [[0], [2]], points=2,
+                        baseline="zero"),
+    ],
+    **{
+        f"importance, {name}": lambda c, name=name: [
+            class_importance(name, *c.given, [1, 2], tolerance=0.5),
+            interlayer_importance(name, *c.given, B, c.b.vectors[:2], tolerance=0.5),
+        ]
+        for name in METHODS
+    },
+    "curves": lambda c: [
+        curves.auc() for curves in class_curves(
+            *c.given, c.codes[A].abs().sum(1), [0, 1], tolerance=0.3).values()
+    ],
+    "interlayer curves": lambda c: [
+        interlayer_curves(
+            *c.given, B, positive(c), c.codes[A].abs().sum(1)[:, None], tolerance=0.3, **options
+        ).auc()
+        for options in (
+            {},
+            {"residual": torch.zeros(2, c.codes[A].shape[1], len(c.a.beta))},
+            {"reference": reconstruct(c.codes[A].cpu(), Concepts(
+                c.a.vectors.cpu(), c.a.beta.cpu(), c.a.labels.cpu()))},
+            {"project": lambda w, unit: largest(w - w.mean(1, keepdim=True), unit) + 1e3,
+             "held": torch.arange(len(c.a)) < 2},
+        )
+    ],
+    "rankings by class": lambda c: per_class(c.codes[A].abs().sum(1), [3, 3]),
+    "class study": lambda c: list(class_study(
+        c.network, c.images, [0, 1], c.a, METHOD_NAMES, PROFILE).importance.values()),
+    "interlayer study": lambda c: list(interlayer_study(
+        c.network, c.images, [0, 1], c.a, reached(c), METHOD_NAMES[:4], PROFILE
+    ).importance.values()),
+    "fidelity": lambda c: class_fidelity(
+        *c.given, c.codes[A].abs().sum(1)[:, None], [0, 1], subsets=4),
+    "graph": lambda c: [
+        torch.tensor(sorted(weight for _, _, weight in concept_graph(
+            c.network, {b: u[:1] for b, u in c.codes.items()}, c.concepts, [0], top=3
+        ).edges(data="weight")))
+    ],
+    "examples": lambda c: [
+        torch.from_numpy(shot.ierf) for shot in [
+            *examples(c.network, c.pictures, c.dataset, B, torch.tensor([3])),
+            *nearest_examples(c.network, c.pictures, c.dataset, c.a, [0], 2)[0],
+        ]
+    ],
+    "localisation": lambda c: localize(
+        c.network, c.images[:1], A, torch.ones(c.codes[A].shape[1]).to(c.a.beta), 3),
+    "comparison": lambda c: torch.tensor(compare(c.codes[A][0, :, 0], c.codes[A][0, :, 1]).mean),
+}  # fmt: skip
+
+
+def positive(chain):
+    """Directions of the later block whose largest projection is positive in both pictures."""
+    x = chain.network.preactivations(chain.images.to(chain.network.device), [B])[B]
+    return chain.network.positions(x, B).mean(dim=(0, 1))[None].abs()
+
+
+def reached(chain):
+    """Concepts of the later block that both pictures have: their own PFVs."""
+    x = chain.network.preactivations(chain.images.to(chain.network.device), [B])[B]
+    vectors = chain.network.positions(x, B).flatten(0, 1) - chain.b.beta
+    return replace(chain.b, vectors=vectors, lam=0.1)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_functions_run_on_a_gpu_as_on_the_cpu(use, pictures, monkeypatch):
+    monkeypatch.setitem(pfv._READERS, "cuda", 0)
+    network = random_network("v1.5", width_per_group=8)
+    expected = tree_leaves(USES[use](Chain(network, pictures)))
+    with pretend_gpu():
+        found = tree_leaves(USES[use](Chain(moved(network), pictures)))
+        found = [tensor.cpu() for tensor in found]
+    assert len(found) == len(expected) > 0
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_concepts_lie_where_the_network_does(pictures, monkeypatch):
+    monkeypatch.setitem(pfv._READERS, "cuda", 0)
+    network = moved(random_network("v1.5", width_per_group=8))
+    with pretend_gpu():
+        chain = Chain(network, pictures)
+        assert chain.a.vectors.device == chain.codes[A].device == GPU
+        assert chain.dataset.vectors(A).device == CPU
+        x = chain.dataset.vectors(A).to(GPU)
+        assert extract(x, chain.a.beta, 3).labels.device == GPU
+
+
+def test_the_pretended_gpu_refuses_what_cuda_refuses():
+    with pretend_gpu():
+        here, there = torch.ones(3), torch.ones(3, device="cuda")
+        assert on_gpu(there) and there[:2].device == GPU and there.sum().device == GPU
+        for refused in (
+            lambda: here + there, lambda: here @ there, lambda: torch.cat([here, there]),
+            lambda: here[torch.tensor([0], device="cuda")], lambda: there.add_(here),
+        ):  # fmt: skip
+            with pytest.raises(MixedDevices):
+                refused()
+        with pytest.raises(TypeError, match="Tensor.cpu"):
+            there.numpy()
+        with pytest.raises(RuntimeError, match="generator"):
+            torch.rand(2, device="cuda", generator=torch.Generator())
+        # A number on the CPU, an index there, and copies are no mixture.
+        assert (there * torch.tensor(2.0) + there[torch.tensor([0, 1, 2])]).device == GPU
+        assert there.copy_(here).device == GPU and there.to(here).device == CPU
