@@ -77,6 +77,13 @@ def test_nearest_by_hand():
         concepts.members(2)
 
 
+def test_a_pfv_belongs_to_the_concept_of_its_direction_whatever_that_ones_length():
+    vectors = torch.tensor([[10.0, 0.0], [0.0, 0.1]])
+    concepts = Concepts(vectors, torch.ones(2), torch.arange(2))
+    # Its inner product is larger with the first, its cosine with the second.
+    assert nearest_concept(torch.tensor([[1.5, 3.0]]), concepts).tolist() == [1]
+
+
 def test_class_entropy_by_hand():
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 3])
     concepts = Concepts(torch.eye(4), torch.zeros(4), labels)

@@ -50,6 +50,15 @@ def test_draws_are_uniform_where_nothing_is_positive():
     torch.testing.assert_close(share, torch.full((4,), 0.25), atol=0.02, rtol=0)
 
 
+def test_every_view_block_and_seed_has_a_draw_of_its_own(pictures):
+    whole, quarter = 0, 1
+    assert pictures.paths[whole] == pictures.paths[quarter]
+    cases = [(0, "layer1.0", whole), (0, "layer1.0", quarter), (0, "layer1.1", whole)]
+    cases.append((1, "layer1.0", whole))
+    seeds = [pfv._seed(seed, block, pictures, i) for seed, block, i in cases]
+    assert len(set(seeds)) == 4 and seeds[0] == pfv._seed(0, "layer1.0", pictures, whole)
+
+
 def test_nan_contributions_are_refused():
     with pytest.raises(ValueError, match="NaN"):
         pfv.draw(torch.full((1, 2, 2), torch.nan), 1, [0])

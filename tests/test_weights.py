@@ -2,13 +2,16 @@
 
 import hashlib
 import io
+import json
 import subprocess
 import tarfile
 import urllib.error
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from gig_helpers import load_network
 from gig_helpers.data import weights as module
 from gig_helpers.data.weights import AssetUnavailable, weights
 
@@ -64,3 +67,75 @@ def test_weights_are_read_from_the_cache(network):
     state, source = weights("resnet50", network.weights)
     assert source == network.weights
     torch.testing.assert_close(state["fc.weight"], network.model.fc.weight.cpu())
+
+
+def test_the_keras_network_is_converted_exactly(tmp_path):
+    """Against Keras' ResNet-50 written out by hand: BGR, strides in the first 1 × 1, ε = 1e-3."""
+    torch.manual_seed(0)
+    keras = {}
+
+    def layer(name, norm, *shape):
+        keras[f"{name}/kernel"] = torch.randn(shape) * (2 / (shape[0] * shape[1] * shape[2])) ** 0.5
+        keras[f"{name}/bias"] = 0.1 * torch.randn(shape[3])
+        for part in ("gamma", "moving_variance"):
+            keras[f"{norm}/{part}"] = 0.5 + torch.rand(shape[3])
+        for part in ("beta", "moving_mean"):
+            keras[f"{norm}/{part}"] = 0.1 * torch.randn(shape[3])
+
+    layer("conv1", "bn_conv1", 7, 7, 3, 64)
+    widths, counts = (64, 128, 256, 512), (3, 4, 6, 3)
+    channels = 64
+    for stage, (width, count) in enumerate(zip(widths, counts, strict=True), start=2):
+        for letter in "abcdef"[:count]:
+            ends = {"2a": (1, channels), "2b": (3, width), "2c": (1, width)}
+            for end, (kernel, given) in ends.items():
+                wide = 4 * width if end == "2c" else width
+                names = f"res{stage}{letter}_branch{end}", f"bn{stage}{letter}_branch{end}"
+                layer(*names, kernel, kernel, given, wide)
+            if letter == "a":
+                names = f"res{stage}a_branch1", f"bn{stage}a_branch1"
+                layer(*names, 1, 1, channels, 4 * width)
+            channels = 4 * width
+    keras["fc1000/kernel"] = 0.02 * torch.randn(2048, 1000)
+    keras["fc1000/bias"] = torch.randn(1000)
+
+    entries = [{"name": name, "shape": list(part.shape)} for name, part in keras.items()]
+    manifest = {"weightsManifest": [{"paths": ["one.bin"], "weights": entries}]}
+    files = {"model.json": json.dumps(manifest).encode()}
+    files["one.bin"] = torch.cat([part.flatten() for part in keras.values()]).numpy().tobytes()
+    tarball = tmp_path / "keras.tar"
+    with tarfile.open(tarball, "w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(f"package/ResNet50/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+    def conv(x, name, norm, stride=1, padding=0):
+        kernel = keras[f"{name}/kernel"].permute(3, 2, 0, 1)
+        x = F.conv2d(x, kernel, keras[f"{name}/bias"], stride, padding)
+        mean, variance, gamma, beta = (
+            keras[f"{norm}/{part}"][:, None, None]
+            for part in ("moving_mean", "moving_variance", "gamma", "beta")
+        )
+        return (x - mean) / (variance + 1e-3).sqrt() * gamma + beta
+
+    rgb = torch.rand(1, 3, 64, 64)
+    bgr = 255 * rgb.flip(1) - torch.tensor([103.939, 116.779, 123.68])[:, None, None]
+    x = F.max_pool2d(conv(bgr, "conv1", "bn_conv1", 2, 3).relu(), 3, 2, 1)
+    for stage, count in enumerate(counts, start=2):
+        for letter in "abcdef"[:count]:
+            names = [(f"res{stage}{letter}_branch{e}", f"bn{stage}{letter}_branch{e}")
+                     for e in ("2a", "2b", "2c", "1")]  # fmt: skip
+            stride = 2 if letter == "a" and stage > 2 else 1
+            y = conv(conv(x, *names[0], stride).relu(), *names[1], padding=1).relu()
+            x = (conv(y, *names[2]) + (conv(x, *names[3], stride) if letter == "a" else x)).relu()
+    expected = x.mean((2, 3)) @ keras["fc1000/kernel"] + keras["fc1000/bias"]
+
+    state = module._convert_keras(tarball)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gig_helpers.data.weights.weights", lambda *_: (state, "keras"))
+        network = load_network("resnet50", device="cpu")
+    mean, std = (torch.tensor(part)[:, None, None] for part in (module.MEAN, module.STD))
+    found = network.logits((rgb - mean) / std)
+    # The mean colour that pads a picture's edge differs by 0.005 of 255 between the two.
+    assert float((found - expected).abs().max() / expected.std()) < 5e-3
