@@ -1,15 +1,17 @@
-# make book · make test · make bench · make results · make lint · make address · make clean
+# make book · make test · make bench · make results · make gpu · make lint · make address · make clean
 # Each sets itself up: virtual environment, packages, weights.
 # PYTHON=python3.12 chooses the interpreter (3.10 or newer), PROFILE=quick|colab|paper the sizes.
 PYTHON ?= python3
 PROFILE ?= $(or $(GIG_PROFILE),quick)
+# CONSTRAINTS=constraints-colab.txt installs Colab's versions.
+WANTED := -r requirements.txt -e . $(addprefix -c ,$(CONSTRAINTS))
 VENV := .venv
 PY := $(VENV)/bin/python
 export GIG_PROFILE := $(PROFILE)
 # A container's habit, which has every process compile torch anew: 9 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: book test bench results lint address setup clean
+.PHONY: book test bench results gpu lint address setup clean
 
 book: setup
 	$(PY) -m bookbuild.pages
@@ -29,6 +31,13 @@ bench: setup
 results: setup
 	$(PY) -m experiments $(PARTS)
 
+# On a machine with a GPU: every test and chapter at Colab's sizes, the benchmarks, and seconds and
+# memory of every stage at the paper's settings, left in book/results/scale.json.
+gpu: setup
+	$(PY) -c "import sys, torch; torch.cuda.is_available() or sys.exit('torch sees no GPU here')"
+	$(MAKE) test bench PROFILE=colab
+	$(MAKE) results PROFILE=paper PARTS=scale
+
 lint: $(VENV)/.ready
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
@@ -47,8 +56,8 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	    { echo "Python 3.10 or newer is needed; name one: make PYTHON=python3.12 …"; exit 1; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check uv || true
-	$(PY) -m uv pip install --python $(PY) -r requirements.txt -e . || \
-	    $(PY) -m pip install --disable-pip-version-check -r requirements.txt -e .
+	$(PY) -m uv pip install --python $(PY) $(WANTED) || \
+	    $(PY) -m pip install --disable-pip-version-check $(WANTED)
 	touch $@
 
 clean:

@@ -145,7 +145,9 @@ def pretend_gpu():
         patch("torch.cuda.is_available", lambda: True),
         patch("torch.cuda.synchronize", lambda *_: None),
         patch("torch.cuda.empty_cache", lambda: None),
-        patch("torch.accelerator.current_accelerator", lambda **_: None),  # for optimizers
+        # What optimizers ask before a step:
+        patch("torch.accelerator.current_accelerator", lambda **_: None),
+        patch("torch.cuda.is_current_stream_capturing", lambda: False),
         patch("torch.cuda.get_device_name", lambda *_: "a pretended GPU"),
         _Operations(functions), functions,
     ):  # fmt: skip

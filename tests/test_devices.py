@@ -9,6 +9,7 @@ from pretend_gpu import CPU, GPU, MixedDevices, moved, on_gpu, pretend_gpu
 from torch.utils._pytree import tree_leaves
 
 from gig_helpers import Concepts, concept_graph, pfv, picture_codes, reconstruct, srd
+from gig_helpers.clustering import BisectingSphericalKMeans
 from gig_helpers.codes import encode, load_codes, relative_l2
 from gig_helpers.concepts import extract, load_concepts, nearest_concept, tune
 from gig_helpers.curves import class_curves, interlayer_curves, largest, per_class
@@ -76,6 +77,12 @@ USES = {
     "extractors": lambda c: [
         make(c.dataset.vectors(A).to(c.a.beta), c.a.beta, 5, block=A).vectors
         for name, make in EXTRACTORS.items() if name != "SAE, converged"
+    ],
+    "clustering": lambda c: [
+        torch.from_numpy(model.predict(x) if new else model.labels_)
+        for x in (c.dataset.vectors(A) - c.a.beta.cpu(), c.dataset.vectors(A).to(c.a.beta))
+        for model in [BisectingSphericalKMeans(3, random_state=0).fit(x)]
+        for new in (True, False)
     ],
     "averages": lambda c: kmeans(
         c.dataset.vectors(B).to(c.b.beta), c.b.beta, 4, average="raw").vectors,
