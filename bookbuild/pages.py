@@ -1,8 +1,8 @@
 """Builds the pages from the executed chapters: ``python -m bookbuild.pages``.
 
 Jupyter Book reads ``_build/source``: the pages of ``book/``, the executed copies in place of the
-notebooks, the first page's figure out of chapter 7, a provenance page, and in ``_web`` the
-JavaScript that would otherwise come from a CDN.
+notebooks, the first page's figure out of chapter 7, a provenance page, the verdicts' table, and in
+``_web`` the JavaScript that would otherwise come from a CDN.
 """
 
 import base64
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from . import BOOK, BUILD, MODULE, ROOT, chapters
+from . import BOOK, BUILD, MODULE, ROOT, chapters, verdicts
 from .execute import ALL, EXECUTED, costs, digest, execute
 
 SOURCE = BUILD / "source"
@@ -29,8 +29,6 @@ VENDOR = {
         + [f"mathjax/{part}" for part in ("a11y", "input/tex", "output/chtml", "sre", "ui")],
     ),
     "plotly": ("plotly/package_data", ["plotly.min.js"]),
-    "shiny": ("shiny/www/shared/requirejs", ["require.min.js"]),
-    "shinywidgets": ("shinywidgets/static", ["libembed-amd.js"]),
 }
 """Installed package → a folder in it, and what is taken from there into the book's ``vendor/``."""
 
@@ -47,7 +45,12 @@ def build() -> Path:
         If Jupyter Book warns of anything: a broken reference, an unknown output, a page missing.
     """
     executed = [execute(chapter) for chapter in chapters()]
-    module = [*MODULE.rglob("*.py"), *(ROOT / "bookbuild").glob("*.py"), *SCRIPTS]
+    module = [
+        *MODULE.rglob("*.py"),
+        *(BOOK / "results").glob("*.json"),
+        *(ROOT / "bookbuild").glob("*.py"),
+        *SCRIPTS,
+    ]
     config = [ROOT / "_config.yml", ROOT / "_toc.yml", ROOT / "requirements.txt"]
     wanted = digest([*executed, *module, *config, *_book_files()])
     with FileLock(BUILD / ".lock"):
@@ -85,6 +88,7 @@ def _stage(executed: list[Path]) -> None:
     for path in executed:
         shutil.copy(path, SOURCE / "book" / path.name)
     (SOURCE / "book" / "provenance.md").write_text(_provenance(), encoding="utf-8")
+    (SOURCE / "book" / "verdicts.md").write_text(verdicts.table(), encoding="utf-8")
     picture, answer = _shown(SOURCE / "book" / "07_concept_graph.ipynb", "fig-graph-path")
     (SOURCE / "book" / "images" / "path.png").write_bytes(picture)
     (SOURCE / "book" / "path.md").write_text(answer, encoding="utf-8")

@@ -2,13 +2,14 @@
 
 import sys
 
-from . import classes, extractors, interlayer, scale
+from . import classes, controls, extractors, interlayer, scale
 from .run import start
 
 PARTS = {
     "classes": classes.make,
     "interlayer": interlayer.make,
     "extractors": extractors.make,
+    "controls": controls.make,
     "scale": scale.make,
 }
 

@@ -1,6 +1,6 @@
 """C-deletion and C-insertion at every block (chapter 5)."""
 
-from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -8,54 +8,76 @@ from torch import Tensor
 from gig_helpers import Concepts
 from gig_helpers.codes import load_codes
 from gig_helpers.curves import class_curves
-from gig_helpers.importance import METHODS, class_importance
-from gig_helpers.report.studies import class_study
+from gig_helpers.data.paper import PAPER
+from gig_helpers.importance import class_importance
+from gig_helpers.report.statistics import compare
+from gig_helpers.report.studies import WRONG_TARGET, class_study
 
-from .run import TIMED_PICTURES, Run, nothing_kept, summary, timed, write
+from .run import TIMED_PICTURES, Run, nothing_kept, summary, timed, together, write
+
+ORDERS = ["gig", "gradient", "random in use", WRONG_TARGET]
+"""Orders of our concepts; the blinder ones wait for chapter 6, where the paper has them."""
+
+RIVALS = ("SAE, 5 epochs",)
+"""Extractors whose concepts are judged beside ours, by GIG's order alone, as in Table 2.
+
+At the blocks of Table 1, for which they are there.
+"""
 
 
 def make(run: Run) -> None:
-    """Write ``classes.json``; at the last block, where a pass costs little, with every method."""
-    profile, rows = run.profile, list[dict[str, Any]]()
-    images, labels = run.evaluated
-    for block, concepts in reversed(run.concepts.items()):
-        last = block == profile.blocks[-1]
-        methods = [name for name, method in METHODS.items() if last or method.affordable]
-        study = class_study(run.network, images, labels, concepts, methods, profile)
-        row: dict[str, Any] = {"block": block, "k": len(concepts), "lambda": concepts.lam}
-        for score in ("agreement", "probability"):
-            curves = {method: found[score] for method, found in study.curves.items()}
-            kept = float(curves["gig"].insertion.y[:, -1].mean())
-            row[score] = summary(curves) | {"reconstruction": kept}
-        row["gap"] = float(study.gaps["gig"].max())
-        few = images[:TIMED_PICTURES], labels[:TIMED_PICTURES]
-        with nothing_kept():
-            spent = seconds(run, *few, concepts, methods)
-        row["seconds_per_picture"] = {step: t / len(few[0]) for step, t in spent.items()}
-        rows.insert(0, row)
-        write(
-            run, "classes", rows, evaluated=len(images), timed=len(few[0]), gap=profile.gap,
-            bracket=profile.bracket, seed=profile.seed,
-        )  # fmt: skip
+    """Write ``classes.json``: our concepts by every order, then the rivals' by GIG's."""
+    rows: list[dict[str, Any]] = []
+    ours: dict[tuple[str, str], Tensor] = {}
+    for extractor in ("bisecting", *RIVALS):
+        for block in reversed(run.profile.blocks):
+            ours_alone = block not in PAPER["table_1"] or not run.affordable(block, extractor)
+            if extractor in RIVALS and ours_alone:
+                continue
+            orders = ORDERS if extractor == "bisecting" else ORDERS[:1]
+            rows.append(_row(run, block, extractor, orders, ours))
+            write(
+                run, "classes", rows, evaluated=len(run.evaluated()[1]), held_out=True,
+                timed=TIMED_PICTURES, gap=run.profile.gap, bracket=run.profile.bracket,
+                seed=run.profile.seed,
+            )  # fmt: skip
 
 
-def seconds(
-    run: Run, images: Tensor, labels: Sequence[int], concepts: Concepts, methods: Sequence[str]
-) -> dict[str, float]:
-    """Seconds of each step for these pictures (N, 3, H, W): codes, importance, curves."""
+def _row(
+    run: Run, block: str, extractor: str, methods: list[str], ours: dict[tuple[str, str], Tensor]
+) -> dict[str, Any]:
+    """One extractor at one block; its gains by GIG's order beside those of the first, ``ours``."""
+    images, labels = run.evaluated()
+    concepts = run.concepts(block, extractor)
+    study = class_study(run.network, images, labels, concepts, methods, run.profile)
+    row: dict[str, Any] = {"block": block, "extractor": extractor}
+    row |= {"k": len(concepts), "lambda": concepts.lam, "gap": float(study.gaps["gig"].max())}
+    for score in ("agreement", "probability"):
+        curves = {method: found[score] for method, found in study.curves.items()}
+        kept = float(curves["gig"].insertion.y[:, -1].mean())
+        places, gains = len(run.profile.blocks), curves["gig"].gain()
+        apart = compare(gains, ours.setdefault((block, score), gains), together(places))
+        row[score] = summary(curves, places) | {
+            "reconstruction": kept, "minus_ours": asdict(apart)
+        }  # fmt: skip
+    with nothing_kept():
+        spent = seconds(run, images[:TIMED_PICTURES], labels[:TIMED_PICTURES], concepts)
+    return row | {"seconds_per_picture": {s: t / TIMED_PICTURES for s, t in spent.items()}}
+
+
+def seconds(run: Run, images: Tensor, labels: list[int], concepts: Concepts) -> dict[str, float]:
+    """Seconds of GIG's steps for these pictures (N, 3, H, W): codes, importance, curves."""
     spent: dict[str, float] = {}
     size = run.profile.batch_size
     for image, label in zip(images, labels, strict=True):
         with timed(spent, "codes"):
             given = run.network, load_codes(run.network, image[None], concepts), concepts
-        for method in methods:
-            with timed(spent, method):
-                importance = class_importance(
-                    method, *given, [label], tolerance=run.profile.gap, batch_size=size
-                )[:, 0]
-            with timed(spent, f"curves of {method}"):
-                class_curves(
-                    *given, importance, [label],
-                    tolerance=run.profile.bracket, batch_size=size,
-                )  # fmt: skip
+        with timed(spent, "gig"):
+            importance = class_importance(
+                "gig", *given, [label], tolerance=run.profile.gap, batch_size=size
+            )[:, 0]
+        with timed(spent, "curves"):
+            class_curves(
+                *given, importance, [label], tolerance=run.profile.bracket, batch_size=size
+            )
     return spent

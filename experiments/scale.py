@@ -52,14 +52,14 @@ def _chain(run: Run) -> Iterator[dict[str, Any]]:
         with timed(spent, "penalty"):
             found[block] = tune(made, x, seed=profile.seed)
         yield row("penalty", 1, block=block)
-    images, labels = run.evaluated
+    images, labels = run.evaluated()
     for block, here in found.items():
         with timed(spent, "class curves"):
-            steps = classes.seconds(run, images, labels, here, ["gig"])
+            steps = classes.seconds(run, images, labels, here)
         yield row("class curves", len(images), block=block, steps=steps)
     for a, b in pairwise(found):
         with timed(spent, "interlayer curves"):
-            steps = interlayer.seconds(run, images, labels, found[a], found[b], ["gig"])
+            steps = interlayer.seconds(run, images, labels, found[a], found[b])
         yield row("interlayer curves", len(images), block=a, target=b, steps=steps)
     with timed(spent, "graph of a picture"):
         codes = picture_codes(network, images[:1], found)

@@ -111,6 +111,12 @@ def _random(asked: Question) -> Tensor:
     return torch.rand(size, generator=generator).to(asked.codes)
 
 
+@_method("random in use", "nothing")
+def _random_in_use(asked: Question) -> Tensor:
+    """A random order of the concepts that the picture uses, the others after them."""
+    return _random.importance(asked) * asked.codes.any(dim=1, keepdim=True)
+
+
 @_method("cosine", "one forward pass a concept, once for all pictures")
 @torch.no_grad()
 def _cosine(asked: Question) -> Tensor:

@@ -49,6 +49,14 @@ def test_random_importance_is_seeded(net):
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+def test_random_in_use_puts_what_is_not_used_last(net):
+    codes = U * torch.tensor([1.0, 0.0, 1.0, 0.0])
+    whole, used = (
+        class_importance(name, net, codes, V, [0], seed=1) for name in ("random", "random in use")
+    )
+    assert torch.equal(used[0, 0, [0, 2]], whole[0, 0, [0, 2]]) and not used[0, 0, [1, 3]].any()
+
+
 def test_methods_say_what_they_are_and_cost():
     assert next(iter(METHODS)) == "gig", "the paper's comes first"
     for method in METHODS.values():

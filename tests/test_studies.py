@@ -91,6 +91,18 @@ def test_a_class_study_is_what_the_functions_find(parts):
                 torch.testing.assert_close(stored.at(SHARES), other.at(SHARES), **CLOSE)
 
 
+def test_a_wrong_target_of_a_class_study_is_the_next_other_class(parts):
+    network, images, concepts = parts
+    here, labels = concepts["layer3.0"], [LABELS[0], LABELS[0], LABELS[0] + 1]
+    study = class_study(network, images, labels, here, ["random", WRONG_TARGET], PROFILE)
+    u = picture_codes(network, images, concepts)["layer3.0"]
+    others = [[LABELS[0] + 1], [LABELS[0] + 1], [LABELS[0]]]
+    found = class_importance("gig", network, u, here, others, tolerance=0.05)
+    torch.testing.assert_close(study.importance[WRONG_TARGET], found, **CLOSE)
+    with pytest.raises(ValueError, match="two classes"):
+        class_study(network, images, [LABELS[0]] * 3, here, [WRONG_TARGET], PROFILE)
+
+
 def test_an_interlayer_study_is_what_the_functions_find(parts):
     network, images, concepts = parts
     here, there = concepts.values()
@@ -156,6 +168,7 @@ def test_evaluated_pictures_are_spread_over_the_photographs():
     found = evaluated(pictures, dataset, 12)
     assert found[:9] == first and found[9:] == [2, 4, 5]
     assert sorted(evaluated(pictures, dataset, 99)) == sorted(right)
+    assert evaluated(pictures, dataset, 2, among=set(range(12, 30))) == [12, 21]
 
 
 def test_nothing_to_evaluate_is_named():

@@ -102,10 +102,16 @@ def in_words(tests: Mapping[str, Comparison], better: str = "better", worse: str
     >>> won, open_ = Comparison(0.5, 0.1, 0.9, 0.02), Comparison(0.5, -0.1, 1.1, 0.2)
     >>> in_words({"layer1.2": won, "layer3.0": open_, "layer4.2": won}, better="more")
     '**more** at layer1.2, layer4.2; *not decided* at layer3.0'
+    >>> in_words({"layer1.2": won, "layer4.2": won})
+    '**better** at all 2'
     """
     words = {"better": f"**{better}**", "worse": f"**{worse}**", "undecided": "*not decided*"}
     places = {
         word: [name for name, test in tests.items() if test.verdict == verdict]
         for verdict, word in words.items()
     }
-    return "; ".join(f"{word} at {', '.join(found)}" for word, found in places.items() if found)
+    said = {
+        word: f"all {len(found)}" if len(found) == len(tests) > 1 else ", ".join(found)
+        for word, found in places.items()
+    }
+    return "; ".join(f"{word} at {where}" for word, where in said.items() if where)

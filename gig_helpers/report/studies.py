@@ -1,6 +1,6 @@
 """Curves of many pictures by several methods (section 4.2), each picture kept on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -26,13 +26,18 @@ from ..network import Network
 from ..pfv import PFVDataset
 
 WRONG_TARGET = "wrong target"
-"""A control among the orders of an interlayer study: GIG's for another of the picture's targets."""
+"""A control among a study's orders: GIG's for another target.
+
+Of a class study another picture's class, of an interlayer study another of the picture's concepts.
+"""
 
 _WAYS, _PARTS = ("deletion", "insertion"), ("x", "y", "bracket")
 _CODE = (traced, network_module, codes_module, gig_module, importance_module, curves_module)
 
 
-def evaluated(pictures: Pictures, dataset: PFVDataset, count: int) -> list[int]:
+def evaluated(
+    pictures: Pictures, dataset: PFVDataset, count: int, among: Container[int] | None = None
+) -> list[int]:
     """Which pictures are evaluated (section 4.2): some that the network gets right, spread evenly.
 
     One a photograph, spread over the photographs; where there are too few of these, other views
@@ -42,6 +47,8 @@ def evaluated(pictures: Pictures, dataset: PFVDataset, count: int) -> list[int]:
     ----------
     count
         How many, at most.
+    among
+        Indices of the pictures that may be chosen, such as those that made no concept.
 
     Returns
     -------
@@ -63,7 +70,7 @@ def evaluated(pictures: Pictures, dataset: PFVDataset, count: int) -> list[int]:
     >>> evaluated(pictures, dataset, 1), evaluated(pictures, dataset, 2)
     ([0], [0, 1])
     """
-    right = seen_right(pictures, dataset)
+    right = [i for i in seen_right(pictures, dataset) if among is None or i in among]
     if not right:
         raise ValueError(f"the network gets no picture of {pictures.name} right: label some")
     first = {int(dataset.photographs[i]): i for i in reversed(right)}.values()
@@ -132,15 +139,16 @@ def class_study(
     classes
         (N,), the network's predictions for them.
     methods
-        Some of :data:`gig_helpers.importance.METHODS`. Those of a picture are run together, since
-        their orders have states in common.
+        Some of :data:`gig_helpers.importance.METHODS`, and :data:`WRONG_TARGET`: the class of the
+        next picture that has another. Those of a picture are run together, since their orders have
+        states in common.
     profile
         Its gap, bracket, seed and batch size.
 
     Raises
     ------
     ValueError
-        If there is not one class a picture, or a method is unknown.
+        If there is not one class a picture, a method is unknown, or no picture has another class.
 
     Examples
     --------
@@ -158,11 +166,15 @@ def class_study(
     >>> study.curves["random"]["logit"].auc()[0].shape, study.importance["gig"].shape
     (torch.Size([1]), torch.Size([1, 1, 3]))
     """
-    pairs = zip(images, _labels(classes, images), strict=True)
-    rows = [
-        _class_curves(network, image, label, concepts, tuple(methods), *_sizes(profile, n))
-        for n, (image, label) in enumerate(pairs)
-    ]
+    labels, rows = _labels(classes, images), []
+    for n, (image, label) in enumerate(zip(images, labels, strict=True)):
+        another = label
+        if WRONG_TARGET in methods:
+            another = next((c for c in labels[n:] + labels[:n] if c != label), label)
+            if another == label:
+                raise ValueError(f"{WRONG_TARGET!r} takes pictures of two classes or more")
+        given = network, image, label, another, concepts
+        rows.append(_class_curves(*given, tuple(methods), *_sizes(profile, n)))
     curves = {score: _unpacked(rows, score) for score in SCORES}
     each = {m: {s: curves[s][:, i] for s in SCORES} for i, m in enumerate(methods)}
     return Study(each, *_by_method(rows, methods))
@@ -170,16 +182,15 @@ def class_study(
 
 @artifacts.cached("class-study", *_CODE, ignore=("batch_size",))
 def _class_curves(
-    network: Network, image: Tensor, label: int, concepts: Concepts, methods: tuple[str, ...],
-    gap: float, bracket: float, seed: int, batch_size: int,
+    network: Network, image: Tensor, label: int, another: int, concepts: Concepts,
+    methods: tuple[str, ...], gap: float, bracket: float, seed: int, batch_size: int,
 ) -> dict[str, Tensor]:  # fmt: skip
     u = load_codes(network, image[None], concepts)
-    importance = torch.stack([
-        class_importance(
-            m, network, u, concepts, [label], seed=seed, tolerance=gap, batch_size=batch_size
-        )[0]
-        for m in methods
-    ])  # fmt: skip
+    options: dict[str, Any] = {"seed": seed, "tolerance": gap, "batch_size": batch_size}
+    asked = [("gig", another) if m == WRONG_TARGET else (m, label) for m in methods]
+    importance = torch.stack(
+        [class_importance(m, network, u, concepts, [c], **options)[0] for m, c in asked]
+    )
     found = class_curves(
         network,
         u,

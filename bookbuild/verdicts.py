@@ -1,0 +1,134 @@
+"""The verdict page's table: what the paper claims, what ``book/results`` says of it, and a verdict.
+
+Verdicts follow from intervals of paired differences, by rule: nobody writes one down.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gig_helpers.data import artifacts
+from gig_helpers.data.paper import place
+from gig_helpers.report.statistics import Comparison, in_words
+
+Row = tuple[str, str, str]
+"""Claim, evidence, verdict."""
+
+
+def verdict(tests: Mapping[str, Comparison]) -> str:
+    """One word for a claim of "better" that was tested at several places.
+
+    Examples
+    --------
+    >>> better, worse = Comparison(1, 0.5, 2, 0.01), Comparison(-1, -2, -0.5, 0.01)
+    >>> open_ = Comparison(0, -1, 1, 0.9)
+    >>> verdict({"a": better}), verdict({"a": better, "b": open_}), verdict({"a": open_})
+    ('holds', 'holds in part', 'not decided')
+    >>> verdict({"a": better, "b": worse}), verdict({"a": worse, "b": open_})
+    ('mixed', 'does not hold')
+    """
+    found = {test.verdict for test in tests.values()}
+    if "better" in found:
+        return "mixed" if "worse" in found else "holds" if found == {"better"} else "holds in part"
+    return "does not hold" if "worse" in found else "not decided"
+
+
+def table() -> str:
+    """All claims as a Markdown table."""
+    rows = [*_classes(), *_pairs(), *_extractors(), *_controls()]
+    lines = ["| Claim | Evidence here | Verdict |", "|---|---|---|"]
+    lines += [f"| {claim} | {evidence} | **{word}** |" for claim, evidence, word in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _judged(claim: str, tests: Mapping[str, Comparison], where: str) -> Row:
+    short = {name.replace("layer", ""): test for name, test in tests.items()}
+    return claim, f"{in_words(short)} ({where})", verdict(tests)
+
+
+def _classes() -> Iterator[Row]:
+    run = artifacts.recorded("classes")
+    rows = sorted(run["rows"], key=lambda row: place(row["block"]))
+    ours = {row["block"]: row for row in rows if row["extractor"] == "bisecting"}
+    claims = {
+        "random in use": "GIG's order of concepts for a class beats chance (4.2.1)",
+        "wrong target": "It is about this class, not about what is strong in the picture",
+        "gradient": "The integral adds to gradient × code, for a class",
+    }
+    for rival, claim in claims.items():
+        tests = {b: Comparison(**row["probability"]["gig_minus"][rival]) for b, row in ours.items()}
+        where = f"{{numref}}`fig-class-larger`, {run['settings']['evaluated']} held-out photographs"
+        yield _judged(claim, tests, where)
+    tests = {
+        row["block"]: _turned(row["agreement"]["minus_ours"])
+        for row in rows
+        if row["extractor"].startswith("SAE")
+    }
+    if tests:
+        claim = "Its concepts serve the class better than an SAE's (Table 2)"
+        yield _judged(claim, tests, "insertion less deletion area, agreement, chapter 5")
+
+
+def _pairs() -> Iterator[Row]:
+    run = artifacts.recorded("interlayer")
+    claims = {
+        "random": "GIG's order for a later concept beats random (Figure 5)",
+        "random in use": "It beats chance among the concepts in use",
+        "wrong target": "An edge is about its own target",
+        "gradient": "The integral adds to gradient × code, between blocks",
+    }
+    for rival, claim in claims.items():
+        tests = {
+            f"{row['source']} → {row['target']}": Comparison(**row["gig_minus"][rival])
+            for row in run["rows"]
+        }
+        yield _judged(claim, tests, "{numref}`fig-interlayer-larger`")
+
+
+def _extractors() -> Iterator[Row]:
+    run = artifacts.recorded("concepts")
+    rows = sorted(run["rows"], key=lambda row: place(row["block"]))
+    claims = {
+        ("SAE, 5 epochs", "own codes"): "It reconstructs better than an SAE's own codes (Table 1)",
+        ("SAE, 5 epochs", "pursuit"): "Its directions are better than an SAE's, like for like",
+        ("k-means", "pursuit"): "They are better than those of k-means, like for like",
+        ("random PFVs", "pursuit"): "They are better than PFVs drawn blindly, like for like",
+    }
+    for (name, part), claim in claims.items():
+        tests = {
+            row["block"]: Comparison(**row["methods"][name][part]["minus_ours"])
+            for row in rows
+            if part in row["methods"].get(name, {})
+        }
+        if tests:
+            yield _judged(claim, tests, "{numref}`fig-decomposition-larger`")
+
+
+def _controls() -> Iterator[Row]:
+    rows = artifacts.recorded("controls")["rows"]
+    shuffled = [row for row in rows if row["control"] == "shuffled weights"]
+    kept = {f"{row['block']} {row['down to']}": row["signed"] for row in shuffled}
+    low, high = (f([c["mean"] for c in kept.values()]) for f in (min, max))
+    apart = [name for name, c in kept.items() if c["low"] < 0.2]
+    yield (
+        "Relevance describes the network: it falls apart with the weights",
+        f"rank correlation with the true one {low:.2f} to {high:.2f} once weights above are "
+        "shuffled ({numref}`fig-scale-shuffled`)",
+        "holds" if len(apart) == len(kept) else "holds in part" if apart else "does not hold",
+    )
+    again: dict[str, list[Any]] = {}
+    for row in rows:
+        if row["control"] == "stability":
+            again.setdefault(row["of"], []).append(row["again"])
+    seed, other, blind = again.values()
+    yield (
+        "Concepts are the data set's: other photographs give them again",
+        f"found again (cosine above 0.9): {min(other):.0%} to {max(other):.0%} with other "
+        f"photographs, {min(seed):.0%} to {max(seed):.0%} with another seed, {min(blind):.0%} to "
+        f"{max(blind):.0%} among PFVs drawn blindly (chapter 8)",
+        "holds" if min(other) > 0.5 else "holds in part" if max(other) > 0.5 else "does not hold",
+    )
+
+
+def _turned(found: Mapping[str, float]) -> Comparison:
+    """Ours less theirs, of theirs less ours."""
+    return Comparison(-found["mean"], -found["high"], -found["low"], found["p_value"])

@@ -1,0 +1,50 @@
+"""bookbuild/verdicts.py: verdicts follow from intervals, and every claim finds its evidence."""
+
+import pytest
+
+from bookbuild import verdicts
+from gig_helpers.report.statistics import Comparison
+
+BETTER, WORSE, OPEN = (
+    Comparison(1, 0.5, 2, 0.01), Comparison(-1, -2, -0.5, 0.01), Comparison(0.1, -1, 1, 0.9)
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tests", "word"),
+    [
+        ([BETTER, BETTER], "holds"),
+        ([BETTER, OPEN], "holds in part"),
+        ([BETTER, OPEN, WORSE], "mixed"),
+        ([WORSE, OPEN], "does not hold"),
+        ([OPEN], "not decided"),
+    ],
+)
+def test_verdicts_by_rule(tests, word):
+    assert verdicts.verdict(dict(enumerate(tests))) == word
+
+
+def test_what_is_ours_less_theirs_has_its_ends_turned():
+    found = verdicts._turned({"mean": 1, "low": 0.5, "high": 2, "p_value": 0.01})
+    assert (found.mean, found.low, found.high) == (-1, -2, -0.5) and found.verdict == "worse"
+
+
+def test_every_row_has_a_claim_its_evidence_and_a_verdict():
+    lines = verdicts.table().splitlines()
+    words = {"holds", "holds in part", "mixed", "does not hold", "not decided"}
+    assert len(lines) >= 12 and lines[1] == "|---|---|---|"
+    for line in lines[2:]:
+        claim, evidence, word = line.strip("| ").split(" | ")
+        assert claim and evidence and word.strip("*") in words
+
+
+def test_better_everywhere_is_what_the_table_says(monkeypatch):
+    minus = {"mean": 1.0, "low": 0.5, "high": 2.0, "p_value": 0.01}
+    rivals = ("random", "random in use", "wrong target", "gradient")
+    pairs = [{"source": a, "target": b, "gig_minus": dict.fromkeys(rivals, minus)}
+             for a, b in (("layer1.2", "layer2.3"), ("layer2.3", "layer3.0"))]  # fmt: skip
+    monkeypatch.setattr(verdicts.artifacts, "recorded", lambda name: {"rows": pairs})
+    assert [word for *_, word in verdicts._pairs()] == ["holds"] * 4
+    pairs[1]["gig_minus"] = pairs[1]["gig_minus"] | {"gradient": minus | {"low": -0.1}}
+    *_, (_, evidence, word) = verdicts._pairs()
+    assert word == "holds in part" and "*not decided* at 2.3 → 3.0" in evidence
