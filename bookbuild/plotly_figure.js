@@ -37,7 +37,8 @@
 
   function draw() {
     for (const { element, data, layout } of figures) {
-      Plotly.react(element, data, themed(layout), { responsive: true, displaylogo: false });
+      // One of the toolbar's buttons offers to upload the figure.
+      Plotly.react(element, data, themed(layout), { responsive: true, displayModeBar: false });
       if (layout.meta?.graph) exploreGraph(element);
     }
   }

@@ -51,3 +51,13 @@ def test_intervals_reach_from_low_to_high():
     assert ends == [[0.5, 2.0], [3.0, 3.0]]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["first", "second"]
     plt.close(figure)
+
+
+def test_a_flipbook_holds_every_figure_and_escapes_names():
+    evil = '<img src=x onerror="alert(1)">'
+    book = figures.flipbook({"first": plt.figure(), evil: plt.figure()}, evil).data
+    assert book.count("<img ") == 2 and evil not in book and 'max="1"' in book
+    assert book.count("data:image/webp;base64,UklGR") == 2, "RIFF: pictures of their own"
+    assert not plt.get_fignums()
+    with pytest.raises(ValueError, match="a figure at least"):
+        figures.flipbook({}, "nothing")

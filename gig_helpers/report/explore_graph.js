@@ -1,8 +1,9 @@
 // Makes the plotly figure of interactive_graph explorable: a card for the concept under the
 // pointer or the keyboard's focus, a click that follows one concept, sliders for what is shown.
+// The graph is one stop of the Tab key; arrows go from concept to concept.
 // Calling it again, after Plotly has drawn anew, keeps what the reader has chosen.
 function exploreGraph(element) {
-  const { nodes, threshold, columns, hint } = element.layout.meta.graph;
+  const { nodes, threshold, columns, hint, legend } = element.layout.meta.graph;
   const solid = element.data.flatMap((trace, i) => (trace.meta?.edges ? [i] : []));
   const state = (element.explored ??= { ...build(), threshold, top: ranks(), focus: null });
 
@@ -40,63 +41,76 @@ function exploreGraph(element) {
         .gig-graph > .gig-scroll { overflow-x: auto }
         .gig-graph .gig-stage { position: relative; min-width: ${columns * 46}px;
           height: ${element.layout.height}px }
-        .gig-graph .gig-card { position: absolute; z-index: 3; pointer-events: none; padding: .6em;
+        .gig-graph > .gig-legend { display: flex; flex-wrap: wrap; gap: .2em 1.5em }
+        .gig-graph .gig-legend svg { width: 3em; height: .8em; margin-right: .4em;
+          background: white }
+        .gig-graph .gig-card { position: sticky; top: var(--pst-header-height, 0); z-index: 3;
+          min-height: 8.6em; padding: .5em; display: flex; flex-wrap: wrap; gap: .2em 1em;
           box-sizing: border-box; border: 1px solid grey; border-radius: .3em; font-size: .8rem;
           color: var(--pst-color-text-base, black); background: var(--pst-color-background, white) }
         .gig-graph .gig-card img { height: 6.5em; max-width: 100%; margin: 0; background: white }
-        .gig-graph .gig-card p { margin: 0; white-space: pre-line; overflow-wrap: anywhere }
+        .gig-graph .gig-card p { margin: 0; flex: 1 1 14em; white-space: pre-line;
+          overflow-wrap: anywhere }
         .gig-graph .gig-stage > button { position: absolute; transform: translate(-50%, -50%);
           padding: 0; background: none; border: 0; cursor: pointer }
         .gig-graph .gig-stage > button:is(:hover, :focus-visible, [aria-pressed=true]) {
           outline: 3px solid #D55E00 }`,
     });
     const controls = make("div", frame, { className: "gig-controls" });
-    make("p", frame, { textContent: hint });
+    const key = make("div", frame, { className: "gig-legend" });
+    for (const [text, colour, width, dash] of legend) {
+      const line = `<line x1="0" y1="50%" x2="100%" y2="50%" stroke="${colour}"
+        stroke-width="${width}" stroke-dasharray="${dash}"/>`;
+      make("span", key, { innerHTML: `<svg aria-hidden="true">${line}</svg>` }).append(text);
+    }
+    const card = make("div", frame, { className: "gig-card" });
+    make("p", card, { textContent: hint });
+    card.setAttribute("aria-live", "polite");
     const scroll = make("div", frame, { className: "gig-scroll" });
     const stage = make("div", scroll, { className: "gig-stage" });
     stage.append(element);
     const buttons = nodes.map((node, i) => {
-      const button = make("button", stage, { type: "button" });
+      const button = make("button", stage, { type: "button", tabIndex: i ? -1 : 0 });
       button.setAttribute("aria-label", node.title);
       for (const come of ["mouseenter", "focus"]) button.addEventListener(come, () => show(i));
-      for (const go of ["mouseleave", "blur"]) button.addEventListener(go, hide);
       button.addEventListener("click", () => focus(state.focus === i ? null : i));
+      button.addEventListener("keydown", (event) => step(event, i));
       return button;
     });
-    const card = make("div", stage, { className: "gig-card", hidden: true });
-    card.setAttribute("aria-live", "polite");
     frame.addEventListener("keydown", (event) => event.key === "Escape" && focus(null));
     const weights = { min: 0.02, max: 1, step: 0.02, value: threshold };
     slider(controls, "weakest line", weights, (value) => (state.threshold = value));
     const counts = { min: 1, max: ranks(), step: 1, value: ranks() };
     slider(controls, "concepts a class and block", counts, (value) => (state.top = value));
     element.on("plotly_afterplot", place);
-    return { card, buttons, scroll };
+    return { card, buttons };
   }
 
-  // The card hangs below its node, or stands above it in the lower half, within what is in view.
   function show(i) {
-    const { card, buttons, scroll } = state;
     const { title, lines, card: source } = nodes[i];
-    card.replaceChildren();
-    if (source) make("img", card, { src: source, alt: `Nearest feature vectors of ${title}` });
-    make("p", card, { textContent: [title, ...lines].join("\n") });
-    const { offsetLeft, offsetTop, offsetHeight } = buttons[i];
-    const height = scroll.clientHeight;
-    const width = Math.min(440, scroll.clientWidth);
-    const last = scroll.scrollLeft + scroll.clientWidth - width;
-    const below = offsetTop < height / 2;
-    Object.assign(card.style, {
-      width: `${width}px`,
-      left: `${Math.max(scroll.scrollLeft, Math.min(offsetLeft - width / 2, last))}px`,
-      top: below ? `${offsetTop + offsetHeight / 2 + 8}px` : "auto",
-      bottom: below ? "auto" : `${height - offsetTop + offsetHeight / 2 + 8}px`,
-    });
-    card.hidden = false;
+    state.card.replaceChildren();
+    if (source) {
+      make("img", state.card, { src: source, alt: `Nearest feature vectors of ${title}` });
+    }
+    make("p", state.card, { textContent: [title, ...lines].join("\n") });
   }
 
-  function hide() {
-    state.card.hidden = true;
+  // An arrow key goes to the next concept of the row, or to the nearest one of the next row.
+  function step(event, i) {
+    const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
+    const [x, y] = way[event.key] ?? [0, 0];
+    if (!x && !y) return;
+    event.preventDefault();
+    const ahead = (node) => (x ? node.y === nodes[i].y && (node.x - nodes[i].x) * x > 0
+      : (node.y - nodes[i].y) * y > 0);
+    const far = (node) => Math.hypot(node.x - nodes[i].x, 100 * (node.y - nodes[i].y));
+    const there = nodes.filter((node, j) => ahead(node) && !state.buttons[j].hidden);
+    const next = there.sort((a, b) => far(a) - far(b))[0];
+    if (next) {
+      const button = state.buttons[nodes.indexOf(next)];
+      state.buttons.forEach((other) => (other.tabIndex = other === button ? 0 : -1));
+      button.focus();
+    }
   }
 
   function focus(i) {

@@ -1,10 +1,14 @@
 """Figures with matplotlib, for the page and the printer. No computation here."""
 
+import base64
+import html
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -243,3 +247,50 @@ def intervals(
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_ylabel(ylabel)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+
+_TURN = (
+    "const all = this.closest('figure').querySelectorAll('img'); "
+    "all.forEach((page, n) => { page.hidden = n != this.value; }); "
+    "const name = all[this.value].alt; "
+    "this.nextElementSibling.value = name; this.setAttribute('aria-valuetext', name);"
+)
+
+
+def flipbook(frames: Mapping[str, Figure], title: str) -> HTML:
+    """Figures behind a slider that needs no kernel; they are closed.
+
+    Parameters
+    ----------
+    frames
+        Figures by name, in the slider's order; the name is shown beside it.
+    title
+        What the slider chooses.
+
+    Raises
+    ------
+    ValueError
+        If there is no figure.
+
+    Examples
+    --------
+    >>> book = flipbook({"α = 0": plt.figure(), "α = 1": plt.figure()}, "place on the path")
+    >>> book.data.count("<img"), book.data.count(" hidden"), plt.get_fignums()
+    (2, 1, [])
+    """
+    if not frames:
+        raise ValueError("a flipbook needs a figure at least")
+    pages: list[str] = []
+    for name, figure in frames.items():
+        picture_of = io.BytesIO()
+        figure.savefig(picture_of, format="webp", bbox_inches="tight")
+        plt.close(figure)
+        source = base64.b64encode(picture_of.getvalue()).decode()
+        rest = " hidden" if pages else ""
+        pages.append(f'<img alt="{html.escape(name)}" src="data:image/webp;base64,{source}"{rest}>')
+    first = html.escape(next(iter(frames)))
+    return HTML(
+        f'<figure class="flipbook"><label>{html.escape(title)} '
+        f'<input type="range" min="0" max="{len(pages) - 1}" value="0" oninput="{_TURN}"'
+        f' aria-valuetext="{first}"> <output>{first}</output></label>{"".join(pages)}</figure>'
+    )

@@ -233,10 +233,17 @@ def interactive_graph(
             line={"width": 1, "color": "grey"}, label=label | {"font": {"color": "black"}},
         )  # fmt: skip
     hint = (
-        "Point at a concept, or reach it with the Tab key, to see its card. Click it, or press "
-        "Enter, to follow it; Escape shows all again."
+        "Point at a concept, tap it, or reach the graph with the Tab key and go on with the "
+        "arrows, to see its card here. Click it, or press Enter, to follow it; Escape shows all "
+        "again."
     )
-    shown = {"nodes": cards, "threshold": threshold, "columns": columns, "hint": hint}
+    legend = [
+        ["supports, strongly", to_hex(EDGES(1.0)), 4.5, ""],
+        ["supports, weakly", to_hex(EDGES(1 / _LEVELS)), 1.5, ""],
+        ["opposes", _OPPOSES, 2.5, "6 4"],
+    ]
+    shown = {"nodes": cards, "threshold": threshold, "columns": columns}
+    shown |= {"hint": hint, "legend": legend}
     figure.update_layout(
         showlegend=False, height=110 * (len(blocks) + 1), template="plotly_white",
         margin={"l": 70, "r": 10, "t": 10, "b": 10}, meta={"graph": shown},
@@ -290,7 +297,8 @@ def save_html(figure: go.Figure, path: Path) -> None:
     """
     script = Path(__file__).with_name("explore_graph.js").read_text(encoding="utf-8")
     script += "\nexploreGraph(document.getElementById('{plot_id}'));"
-    text = figure.to_html(include_plotlyjs=True, post_script=script)
+    config = {"displayModeBar": False}  # one of its buttons offers to upload the figure
+    text = figure.to_html(include_plotlyjs=True, post_script=script, config=config)
     artifacts.write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
