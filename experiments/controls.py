@@ -47,7 +47,7 @@ def _stability(run: Run, block: str) -> list[dict[str, Any]]:
     kept = ~dataset.held_out(block)
     x = dataset.vectors(block)[kept].to(beta)
     half = (dataset.photographs[dataset.picture_ids(block)[kept]] // 4 % 2).bool()
-    k, halved = (run.profile.n_concepts(x.shape[1], n) for n in (len(x), int(half.sum())))
+    halved = run.profile.n_concepts(x.shape[1], int(half.sum()))
     one = extract(x[half], beta, halved)
     found = {
         "another seed": (run.concepts(block), run.concepts(block, seed=1)),
