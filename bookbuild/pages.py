@@ -1,7 +1,7 @@
 """Builds the pages from the executed chapters: ``python -m bookbuild.pages``.
 
 Jupyter Book reads ``_build/source``: the pages of ``book/``, the executed copies in place of the
-notebooks, the first page's figure out of chapter 7, a provenance page, the verdicts' table, and in
+notebooks, the first page's figures out of chapter 7, a provenance page, the verdicts' table, and in
 ``_web`` the JavaScript that would otherwise come from a CDN.
 """
 
@@ -89,9 +89,10 @@ def _stage(executed: list[Path]) -> None:
         shutil.copy(path, SOURCE / "book" / path.name)
     (SOURCE / "book" / "provenance.md").write_text(_provenance(), encoding="utf-8")
     (SOURCE / "book" / "verdicts.md").write_text(verdicts.table(), encoding="utf-8")
-    picture, answer = _shown(SOURCE / "book" / "07_concept_graph.ipynb", "fig-graph-path")
-    (SOURCE / "book" / "images" / "path.png").write_bytes(picture)
-    (SOURCE / "book" / "path.md").write_text(answer, encoding="utf-8")
+    for name, figure in (("graph", "fig-graph-picture"), ("path", "fig-graph-path")):
+        picture, answer = _shown(SOURCE / "book" / "07_concept_graph.ipynb", figure)
+        (SOURCE / "book" / "images" / f"{name}.png").write_bytes(picture)
+        (SOURCE / "book" / f"{name}.md").write_text(answer, encoding="utf-8")
     shutil.copy(ROOT / "_config.yml", SOURCE)
     shutil.copy(ROOT / "_toc.yml", SOURCE)
     if (BOOK / "_static").exists():  # Sphinx reads it beside the configuration

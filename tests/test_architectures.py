@@ -222,4 +222,4 @@ def test_own_classes_from_pictures_to_graph(tmp_path, monkeypatch):
     assert curves["logit"].deletion.y.isfinite().all()
     (shots,) = nearest_examples(network, pictures, dataset, top, [0], 1)
     about = " ".join(graph_figures._about(graph, next(iter(graph)), {}))
-    assert shots[0].label in range(5) and not set(class_names()[:5]) & set(about.split())
+    assert shots[0].label in names and not set(class_names()[:5]) & set(about.split())

@@ -32,7 +32,7 @@ def test_ierfs_and_examples_belong_to_their_pictures(photographs):
         edge = example.crop.shape[0]
         assert example.crop.shape == (edge, edge, 3) and example.ierf.shape == (edge, edge)
         assert 0 <= left <= edge - side and 0 <= top <= edge - side
-        assert example.label == 13
+        assert example.label == "junco"
 
 
 def test_square_is_the_smallest_square_that_holds_the_share():

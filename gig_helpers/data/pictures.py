@@ -44,6 +44,8 @@ class Pictures(Dataset):
         View: left, upper, right, lower as fractions of the file's width and height.
     preprocessing
         Of the network that they are for.
+    classes
+        Names that the labels count in.
 
     Examples
     --------
@@ -60,6 +62,7 @@ class Pictures(Dataset):
     labels: tuple[int | None, ...]
     boxes: tuple[tuple[float, float, float, float], ...]
     preprocessing: Preprocessing = Preprocessing()
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -145,10 +148,12 @@ def load_pictures(
     folder = Path(spec)
     found = SOURCES[spec]() if spec in SOURCES else _folder(folder, folder.absolute().name)
     labels = found.labels
-    if classes is not None and tuple(classes) != class_names():
-        index = {name.lower(): n for n, name in enumerate(classes)}
+    names = class_names() if classes is None else tuple(classes)
+    if names != class_names():
+        index = {name.lower(): n for n, name in enumerate(names)}
         labels = tuple(_label(path, folder.absolute().name, index) for path in found.paths)
-    return replace(found, labels=labels, preprocessing=preprocessing or Preprocessing())
+    ready = preprocessing or Preprocessing()
+    return replace(found, labels=labels, preprocessing=ready, classes=names)
 
 
 def _sample() -> Pictures:

@@ -81,7 +81,7 @@ class Example:
     square
         Left, top and side, in pixels of the crop, of the square that holds most of the iERF.
     picture, label
-        Path of the picture, and its ImageNet class or None.
+        Path of the picture, and the name of its class or None.
 
     Examples
     --------
@@ -96,7 +96,7 @@ class Example:
     ierf: np.ndarray
     square: tuple[int, int, int]
     picture: str
-    label: int | None
+    label: str | None
 
 
 def examples(
@@ -130,7 +130,7 @@ def examples(
     ...     (shot,) = examples(network, pictures, dataset, block, torch.tensor([1]))
     >>> left, top, side = shot.square
     >>> shot.crop.shape == (2 * side, 2 * side, 3), shot.picture, shot.label
-    (True, 'foolbox/imagenet_00_243.jpg', 243)
+    (True, 'foolbox/imagenet_00_243.jpg', 'bull mastiff')
     """
     found = []
     maps = ierfs(network, pictures, dataset, block, indices)
@@ -141,8 +141,9 @@ def examples(
         x = min(max(left - (edge - side) // 2, 0), ierf.shape[1] - edge)
         part = slice(y, y + edge), slice(x, x + edge)
         crop, place = np.asarray(pictures.image(picture))[part], (left - x, top - y, side)
-        about = dataset.pictures[picture], dataset.labels[picture]
-        found.append(Example(crop, ierf[part].numpy(), place, *about))
+        label = pictures.labels[picture]
+        name = None if label is None else pictures.classes[label]
+        found.append(Example(crop, ierf[part].numpy(), place, pictures.paths[picture], name))
     return found
 
 
@@ -219,7 +220,7 @@ def nearest_examples(
     ...     dataset = PFVDataset(Path(here), "", (block,), pictures.paths, pictures.labels, {})
     ...     shots = nearest_examples(network, pictures, dataset, concepts, [1], count=2)
     >>> len(shots), [shot.label for shot in shots[0]]
-    (1, [243, 243])
+    (1, ['bull mastiff', 'bull mastiff'])
     """
     rows = concepts.nearest(dataset.vectors(concepts.block), count)[list(chosen)]
     found = examples(network, pictures, dataset, concepts.block, rows.flatten())

@@ -42,8 +42,7 @@ function exploreGraph(element) {
         .gig-graph .gig-stage { position: relative; min-width: ${columns * 46}px;
           height: ${element.layout.height}px }
         .gig-graph > .gig-legend { display: flex; flex-wrap: wrap; gap: .2em 1.5em }
-        .gig-graph .gig-legend svg { width: 3em; height: .8em; margin-right: .4em;
-          background: white }
+        .gig-graph .gig-legend svg { width: 3em; height: .8em; margin-right: .4em }
         .gig-graph .gig-card { position: sticky; top: var(--pst-header-height, 0); z-index: 3;
           min-height: 8.6em; padding: .5em; display: flex; flex-wrap: wrap; gap: .2em 1em;
           box-sizing: border-box; border: 1px solid grey; border-radius: .3em; font-size: .8rem;
@@ -58,9 +57,9 @@ function exploreGraph(element) {
     });
     const controls = make("div", frame, { className: "gig-controls" });
     const key = make("div", frame, { className: "gig-legend" });
-    for (const [text, colour, width, dash] of legend) {
-      const line = `<line x1="0" y1="50%" x2="100%" y2="50%" stroke="${colour}"
-        stroke-width="${width}" stroke-dasharray="${dash}"/>`;
+    for (const [text, , width, dash] of legend) {
+      const line = `<line x1="0" y1="50%" x2="100%" y2="50%" stroke-width="${width}"
+        stroke-dasharray="${dash}"/>`;
       make("span", key, { innerHTML: `<svg aria-hidden="true">${line}</svg>` }).append(text);
     }
     const card = make("div", frame, { className: "gig-card" });
@@ -83,7 +82,7 @@ function exploreGraph(element) {
     const counts = { min: 1, max: ranks(), step: 1, value: ranks() };
     slider(controls, "concepts a class and block", counts, (value) => (state.top = value));
     element.on("plotly_afterplot", place);
-    return { card, buttons };
+    return { card, buttons, key: [...key.querySelectorAll("line")] };
   }
 
   function show(i) {
@@ -121,13 +120,13 @@ function exploreGraph(element) {
   function place() {
     const { xaxis, yaxis } = element._fullLayout;
     element.explored?.buttons.forEach((button, i) => {
-      const { x, y, width, height } = nodes[i];
+      const { x, y, side } = nodes[i];
       button.style.left = `${xaxis._offset + xaxis.l2p(x)}px`;
       button.style.top = `${yaxis._offset + yaxis.l2p(y)}px`;
-      const wide = xaxis.l2p(x + width) - xaxis.l2p(x);
-      button.style.width = `${wide}px`;
-      // Plotly keeps a picture's shape; a concept's is 3 : 2.
-      button.style.height = `${Math.min(wide / 1.5, yaxis.l2p(y) - yaxis.l2p(y + height))}px`;
+      // Plotly keeps a picture's shape, a square.
+      const wide = xaxis.l2p(x + side) - xaxis.l2p(x);
+      const edge = `${Math.min(wide, yaxis.l2p(y) - yaxis.l2p(y + side))}px`;
+      Object.assign(button.style, { width: edge, height: edge });
     });
   }
 
@@ -163,7 +162,11 @@ function exploreGraph(element) {
       button.hidden = !there[i];
       button.setAttribute("aria-pressed", state.focus === i);
     });
-    Plotly.update(element, { x: along("x"), y: along("y") }, { images }, solid.flatMap((i) => [i, i + 1]));
+    const dark = Number(document.documentElement.dataset.theme === "dark");
+    state.key.forEach((line, n) => line.setAttribute("stroke", legend[n][1][dark]));
+    const colours = solid.flatMap((i) => Array(2).fill(element.data[i].meta.colours[dark]));
+    const change = { x: along("x"), y: along("y"), "line.color": colours };
+    Plotly.update(element, change, { images }, solid.flatMap((i) => [i, i + 1]));
   }
 
   update();

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,9 +13,11 @@ from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from PIL import Image, ImageDraw
 from scipy import stats
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from ..curves import Curves
@@ -83,43 +86,82 @@ def heat(axes: Axes, values: Tensor | np.ndarray, title: str = "", signed: bool 
     picture(axes, array, title, cmap=colours, vmin=low, vmax=limit)
 
 
-def portrait(example: Example, size: int = 128) -> Image.Image:
-    """A crop with its red square, the iERF tile at its upper right: (size, 1.5 · size) pixels.
+def located(
+    axes: Axes, image: Image.Image, values: Tensor | np.ndarray, title: str = "",
+    limit: float | None = None,
+) -> AxesImage:  # fmt: skip
+    """A signed map (H, W) of any size laid over its picture in grey; for a colour bar, the map.
 
-    It is a node of Figure 1. The iERF is in viridis, clipped at its 99.5th percentile.
+    Red brings, blue takes; where the map is zero the picture is bare.
+
+    Parameters
+    ----------
+    limit
+        Value at which the colours are full; by default the map's 99.5th percentile.
 
     Examples
     --------
-    >>> shot = Example(np.zeros((40, 40, 3), np.uint8), np.ones((40, 40)), (5, 5, 20), "a.png", 13)
-    >>> node = portrait(shot, size=80)
-    >>> node.size, node.getpixel((10, 10)), node.getpixel((20, 20))  # the square's corner; inside
-    ((120, 80), (255, 0, 0, 255), (0, 0, 0, 255))
+    >>> figure, axes = plt.subplots()
+    >>> drawn = located(axes, Image.new("RGB", (8, 8)), np.array([[2.0, -1.0]]), "beak", limit=2.0)
+    >>> axes.get_title(), drawn.get_alpha().tolist(), drawn.get_clim()
+    ('beak', [[0.9, 0.45]], (-2.0, 2.0))
+    >>> plt.close(figure)
     """
-    limit = max(float(np.percentile(example.ierf, 99.5)), 1e-12)
-    tile = plt.get_cmap("viridis")(np.clip(example.ierf / limit, 0, 1), bytes=True)[..., :3]
-    canvas = Image.new("RGBA", (size + size // 2, size), (255, 255, 255, 0))  # lines show through
-    canvas.paste(Image.fromarray(example.crop).resize((size, size)), (0, 0))
-    canvas.paste(Image.fromarray(tile).resize((size // 2, size // 2)), (size, 0))
-    left, top, side = (size * value / example.crop.shape[0] for value in example.square)
+    array = np.asarray(values, dtype=float)
+    limit = limit or float(np.percentile(np.abs(array), 99.5)) or 1.0
+    faded = Image.blend(image.convert("L"), Image.new("L", image.size, 235), 0.4)
+    picture(axes, faded, title, cmap="gray", vmin=0, vmax=255)
+    alpha = 0.9 * np.clip(abs(array) / limit, 0, 1)
+    extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
+    options: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "extent": extent}
+    return axes.imshow(array, alpha=alpha, **options)
+
+
+def portrait(example: Example, size: int = 160) -> Image.Image:
+    """A crop in colour where its PFV looks, grey elsewhere, with the red square; (size, size).
+
+    It is a node of Figure 1, whose separate iERF tile is here laid over the crop, smoothed and
+    clipped at its 99th percentile.
+
+    Examples
+    --------
+    >>> green, looks = np.full((40, 40, 3), (0, 90, 0), np.uint8), np.zeros((40, 40))
+    >>> looks[10:20, 10:20] = 1
+    >>> node = portrait(Example(green, looks, (5, 5, 20), "a.png", "junco"), size=80)
+    >>> [node.getpixel(place) for place in ((10, 10), (30, 30), (70, 70))]  # square, seen, unseen
+    [(255, 0, 0), (0, 90, 0), (132, 132, 132)]
+    """
+    edge = len(example.crop)
+    seen = gaussian_filter(np.clip(np.asarray(example.ierf, float), 0, None), edge / 16)
+    share = np.clip(seen / max(float(np.percentile(seen, 99)), 1e-12), 0, 1)[..., None] ** 0.5
+    faded = (example.crop.mean(axis=2, keepdims=True) + 235) / 2
+    mixed = share * example.crop + (1 - share) * faded
+    drawn = Image.fromarray(mixed.astype(np.uint8)).resize((size, size))
+    left, top, side = (size * value / edge for value in example.square)
     frame = (left, top, left + side - 1, top + side - 1)
-    ImageDraw.Draw(canvas).rectangle(frame, outline="red", width=max(1, size // 64))
-    return canvas
+    ImageDraw.Draw(drawn).rectangle(frame, outline="red", width=max(1, size // 80))
+    return drawn
 
 
 def thumbnail(axes: Axes, example: Example, title: str = "") -> None:
-    """A :func:`portrait` without axes.
+    """A :func:`portrait` without axes; below it the class and the photograph.
 
     Examples
     --------
-    >>> shot = Example(np.zeros((40, 40, 3), np.uint8), np.ones((40, 40)), (5, 5, 20), "a.png", 13)
+    >>> shot = Example(
+    ...     np.zeros((40, 40, 3), np.uint8), np.ones((40, 40)), (5, 5, 20), "a/b.png", "junco"
+    ... )
     >>> figure, axes = plt.subplots()
     >>> thumbnail(axes, shot, "a concept")
-    >>> axes.images[0].get_size(), axes.get_title()
-    ((128, 192), 'a concept')
+    >>> axes.images[0].get_size(), axes.get_title(), axes.texts[0].get_text().splitlines()
+    ((160, 160), 'a concept', ['junco', 'b'])
     >>> plt.close(figure)
     """
     picture(axes, portrait(example))
     axes.set_title(title, fontsize="small")
+    below: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": "x-small"}
+    names = f"{example.label or ''}\n{Path(example.picture).stem[-22:]}".strip()
+    axes.text(0.5, -0.03, names, parse_math=False, transform=axes.transAxes, **below)
 
 
 def cards(rows: Sequence[tuple[str, Sequence[Example]]], columns: int = 5) -> Figure:
@@ -127,14 +169,16 @@ def cards(rows: Sequence[tuple[str, Sequence[Example]]], columns: int = 5) -> Fi
 
     Examples
     --------
-    >>> shot = Example(np.zeros((40, 40, 3), np.uint8), np.ones((40, 40)), (5, 5, 20), "a.png", 13)
+    >>> shot = Example(
+    ...     np.zeros((40, 40, 3), np.uint8), np.ones((40, 40)), (5, 5, 20), "a.png", "junco"
+    ... )
     >>> figure = cards([("concept 7", [shot, shot]), ("concept 9", [shot])], columns=2)
     >>> [(axes.get_title(loc="left"), len(axes.images)) for axes in figure.axes]
     [('concept 7', 1), ('', 1), ('concept 9', 1), ('', 0)]
     >>> plt.close(figure)
     """
     figure, grid = plt.subplots(
-        len(rows), columns, figsize=(1.7 * columns, 1.45 * len(rows)), squeeze=False
+        len(rows), columns, figsize=(1.7 * columns, 2.2 * len(rows)), squeeze=False
     )
     for axes, (_, found) in zip(grid, rows, strict=True):
         for place in axes:

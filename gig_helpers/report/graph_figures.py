@@ -26,9 +26,12 @@ from .examples import Example
 from .figures import portrait
 
 EDGES = plt.get_cmap("plasma_r")
-"""Edge colours of a graph: yellow (weak) over purple to navy (strong), as in Figure 1."""
+"""Edge colours of a graph: yellow (weak) over purple to navy (strong), as in Figure 1.
 
-_OPPOSES = "#009E73"
+On a dark page the other way round: what is weak is near the ground.
+"""
+
+_OPPOSES, _PATH = "#009E73", "#D55E00"
 
 _Edge = tuple[str, str, float]
 
@@ -38,8 +41,8 @@ _WEAKEST = 0.02
 _LEVELS = 6
 """Steps of width and colour of an interactive graph's edges."""
 
-_TALL = 0.62
-"""Height of a node in an interactive graph; rows are 1 apart."""
+_SIDE = 0.8
+"""Side of a node in an interactive graph; rows are 1 apart."""
 
 
 def _layout(graph: nx.DiGraph) -> tuple[dict[str, tuple[float, float]], tuple[float, ...]]:
@@ -70,9 +73,10 @@ def _layout(graph: nx.DiGraph) -> tuple[dict[str, tuple[float, float]], tuple[fl
 
 def still_graph(
     graph: nx.DiGraph, thumbnails: Mapping[str, Example],
-    pictures: Mapping[int, np.ndarray | Image.Image], threshold: float = 0.05,
+    pictures: Mapping[int, np.ndarray | Image.Image], threshold: float = 0.3,
+    path: Sequence[str] = (),
 ) -> Figure:  # fmt: skip
-    """Concept graph as a still figure, after the paper's Figure 1.
+    """Concept graph as a still figure, after the paper's Figure 1; of one class, lying on its side.
 
     Parameters
     ----------
@@ -81,11 +85,15 @@ def still_graph(
     pictures
         One picture a class.
     threshold
-        Edges with a smaller weight are left out.
+        Edges with a smaller weight are left out, but for those of the path.
+    path
+        Nodes from one end to the other; they and the edges between them stand out in orange.
 
     Notes
     -----
-    Edges: the thicker and darker, the stronger; dashed green ones oppose (negative GIG).
+    Edges: the thicker and darker, the stronger; dashed green ones oppose (negative GIG). Under a
+    node stands its number, and its name if it has one; a star if its ``photographs``, where the
+    graph knows them, are one.
 
     Examples
     --------
@@ -93,23 +101,30 @@ def still_graph(
 
     >>> graph = nx.DiGraph(blocks=["layer4.2"], classes=[13])
     >>> about = {"kind": "concept", "block": "layer4.2", "concept": 5, "group": "13"}
-    >>> graph.add_node("layer4.2/5", **about, relevance=[2.0], name="beak")
+    >>> graph.add_node("layer4.2/5", **about, relevance=[2.0], name="beak", photographs=1)
     >>> graph.add_node("class/13", kind="class", block="class", name="junco")
     >>> graph.add_edge("layer4.2/5", "class/13", raw=2.0, weight=1.0)
-    >>> shot = Example(np.zeros((40, 40, 3), np.uint8), np.ones((40, 40)), (5, 5, 20), "a.png", 13)
+    >>> shot = Example(np.zeros((40, 40, 3), np.uint8), np.ones((40, 40)), (5, 5, 20), "a.png", "")
     >>> junco = np.zeros((40, 40, 3), np.uint8)
-    >>> figure = still_graph(graph, {"layer4.2/5": shot}, {13: junco})
+    >>> figure = still_graph(graph, {"layer4.2/5": shot}, {13: junco}, path=[*graph])
     >>> len(figure.axes[0].images), [text.get_text() for text in figure.axes[0].texts]
-    (2, ['beak', 'junco', 'layer4.2'])
+    (2, ['5* beak', 'junco', 'layer4.2'])
     >>> plt.close(figure)
     """
     places, frame = _layout(graph)
     blocks = graph.graph["blocks"]
-    columns = max(x for x, _ in places.values()) + 1
-    figure, axes = plt.subplots(figsize=(max(5.0, 0.95 * columns), 1.25 * (len(blocks) + 1)))
-    tall = 1.35
-    centre = {node: (x + 0.4, tall * y + 0.3) for node, (x, y) in places.items()}
-    for oppose, drawn in enumerate(_edges(graph, threshold)):
+    lying = len(graph.graph["classes"]) == 1
+    pitch = 1.35
+    centre = {
+        node: (pitch * y, -1.15 * x) if lying else (x, pitch * y) for node, (x, y) in places.items()
+    }
+    (left, bottom), (right, top) = (
+        pick(np.array([*centre.values()]), 0) for pick in (np.min, np.max)
+    )
+    size = (right - left + 2.2, top - bottom + 2.2)
+    figure, axes = plt.subplots(figsize=(max(5.0, 0.98 * size[0]), 0.98 * size[1]))
+    steps = [*itertools.pairwise(path)]
+    for oppose, drawn in enumerate(_edges(graph, threshold, steps)):
         weights = np.array([weight for *_, weight in drawn])
         lines = LineCollection(
             [(centre[a], centre[b]) for a, b, _ in drawn], zorder=2,
@@ -118,25 +133,36 @@ def still_graph(
             linestyles="dashed" if oppose else "solid",
         )  # fmt: skip
         axes.add_collection(lines)
+    for a, b in steps:
+        axes.plot(*zip(centre[a], centre[b], strict=True), color=_PATH, lw=7, alpha=0.45, zorder=1)
     for node, (x, y) in centre.items():
-        concept, name = node in thumbnails, graph.nodes[node]["name"]
+        data = graph.nodes[node]
+        concept = node in thumbnails
         image = portrait(thumbnails[node]) if concept else pictures[int(node.split("/")[1])]
-        right, top = (0.45, 0.3) if concept else (0.4, 0.4)
-        box = (x - right, x + right, y - top, y + top)
+        box = (x - 0.4, x + 0.4, y - 0.4, y + 0.4)
         axes.imshow(np.asarray(image), extent=box, zorder=5)
+        if node in path:
+            edge = Rectangle((x - 0.42, y - 0.42), 0.84, 0.84, fill=False, lw=3, ec=_PATH, zorder=6)
+            axes.add_patch(edge)
         if concept:  # its name is a reader's, not a formula
-            below = x - right, y - top - 0.04
-            axes.text(*below, name, va="top", fontsize="xx-small", parse_math=False, zorder=6)
+            star = "*" if data.get("photographs") == 1 else ""
+            name = f"{data['concept']}{star} {data['name']}".strip()
+            below = x - 0.4, y - 0.44
+            axes.text(*below, name, va="top", fontsize="x-small", parse_math=False, zorder=6)
         else:
-            axes.text(x, y + top + 0.08, name, ha="center", va="bottom")
+            axes.text(x, y + 0.46, data["name"], ha="center", va="bottom")
     for row, block in enumerate(blocks):
-        axes.text(-0.3, tall * row + 0.3, block, ha="right", va="center", fontsize="small")
-    roof = tall * len(blocks)
+        if lying:
+            axes.text(pitch * row, top + 0.55, block, ha="center", va="bottom", fontsize="small")
+        else:
+            axes.text(-0.6, pitch * row, block, ha="right", va="center", fontsize="small")
     if frame:
-        left, width = frame[0] - 0.12, frame[1] - frame[0] + 1.07
-        axes.add_patch(Rectangle((left, -0.25), width, roof - 0.35, fill=False, lw=2, ec="0.25"))
-        axes.text(left + width / 2, roof - 0.52, "shared concepts", ha="center")
-    axes.set(xlim=(-1.0, columns + 0.1), ylim=(-0.35, roof + 1.1), aspect="equal")
+        width, height = frame[1] - frame[0] + 1.0, pitch * (len(blocks) - 1) + 1.15
+        corner = frame[0] - 0.5, -0.65
+        axes.add_patch(Rectangle(corner, width, height, fill=False, lw=2, ec="0.25"))
+        axes.text(corner[0] + width / 2, height - 0.6, "shared concepts", ha="center")
+    axes.set(aspect="equal", ylim=(bottom - 0.75, top + 0.9))
+    axes.set_xlim(left - (0.5 if lying else 1.5), right + 0.6)
     axes.set_axis_off()
     scale = ScalarMappable(cmap=EDGES)
     bar = figure.colorbar(scale, ax=axes, location="bottom", fraction=0.025, pad=0.01, aspect=40)
@@ -146,7 +172,7 @@ def still_graph(
 
 def interactive_graph(
     graph: nx.DiGraph, examples: Mapping[str, Sequence[Example]],
-    pictures: Mapping[int, np.ndarray | Image.Image], threshold: float = 0.1,
+    pictures: Mapping[int, np.ndarray | Image.Image], threshold: float = 0.3,
 ) -> go.Figure:  # fmt: skip
     """Concept graph as a plotly figure: hover a concept for its block, relevance and neighbours.
 
@@ -174,7 +200,7 @@ def interactive_graph(
     >>> graph.add_node("layer4.2/5", **about, relevance=[2.0], name="beak")
     >>> graph.add_node("class/13", kind="class", block="class", name="junco")
     >>> graph.add_edge("layer4.2/5", "class/13", raw=2.0, weight=1.0)
-    >>> shot = Example(np.zeros((40, 40, 3), np.uint8), np.ones((40, 40)), (5, 5, 20), "a.png", 13)
+    >>> shot = Example(np.zeros((40, 40, 3), np.uint8), np.ones((40, 40)), (5, 5, 20), "a.png", "")
     >>> junco = np.zeros((40, 40, 3), np.uint8)
     >>> figure = interactive_graph(graph, {"layer4.2/5": [shot]}, {13: junco})
     >>> for line in figure.data[-1].text[0].split("<br>"):
@@ -188,10 +214,11 @@ def interactive_graph(
     nodes, blocks = list(places), graph.graph["blocks"]
     columns = max(x for x, _ in places.values()) + 1
     figure = go.Figure()
-    for line, within in _bundles(graph):
+    for line, dark, within in _bundles(graph):
         drawn = [(places[a], places[b]) for a, b, weight in within if weight >= threshold]
         ends = [[value for p, q in drawn for value in (p[i], q[i], None)] for i in (0, 1)]
-        meta = {"edges": [[nodes.index(a), nodes.index(b), weight] for a, b, weight in within]}
+        edges = [[nodes.index(a), nodes.index(b), weight] for a, b, weight in within]
+        meta = {"edges": edges, "colours": [line["color"], dark]}
         common = {"mode": "lines", "line": line, "hoverinfo": "skip"}
         figure.add_scatter(x=ends[0], y=ends[1], meta=meta, **common)
         # Its twin takes the edges that fade when the reader follows one concept.
@@ -208,29 +235,28 @@ def interactive_graph(
     for node, lines in zip(nodes, about, strict=True):
         data = graph.nodes[node]
         row = (data["block"], data.get("group", node))
-        strip = [np.asarray(portrait(example, 64)) for example in examples.get(node, ())]
+        strip = [np.asarray(portrait(example, 96)) for example in examples.get(node, ())]
         image = strip[0] if strip else pictures[int(node.split("/")[1])]
         place = dict(zip("xy", places[node], strict=True))
-        width = 0.9 if strip else 0.8
         figure.add_layout_image(
-            source=_data_url(image), xref="x", yref="y", sizex=width, sizey=_TALL,
+            source=_data_url(image), xref="x", yref="y", sizex=_SIDE, sizey=_SIDE,
             xanchor="center", yanchor="middle", layer="above", **place,
         )  # fmt: skip
         # White between the pictures of a card, none after the last.
         apart = [np.pad(image, ((0, 0), (0, 6), (0, 0)), constant_values=255) for image in strip]
-        card = {"width": width, "height": _TALL, "rank": next(ranks[row]), "title": lines[0]}
-        card |= {"lines": lines[1:], "card": ""}
+        card = {"side": _SIDE, "rank": next(ranks[row]), "title": lines[0], "lines": lines[1:]}
+        card["card"] = ""
         if strip:
             card["card"] = _data_url(np.hstack(apart)[:, :-6], 640)
         cards.append(place | card)
         if not strip:
-            above = {"x": place["x"], "y": place["y"] + 0.45, "font_color": "black"}
+            above = {"x": place["x"], "y": place["y"] + 0.52}
             figure.add_annotation(text=html.escape(lines[0]), showarrow=False, **above)
     if frame:
         label = {"text": "shared concepts", "textposition": "top center", "padding": 2}
         figure.add_shape(
             x0=frame[0] - 0.55, x1=frame[1] + 0.55, y0=-0.45, y1=len(blocks) - 0.35, layer="below",
-            line={"width": 1, "color": "grey"}, label=label | {"font": {"color": "black"}},
+            line={"width": 1, "color": "grey"}, label=label,
         )  # fmt: skip
     hint = (
         "Point at a concept, tap it, or reach the graph with the Tab key and go on with the "
@@ -238,16 +264,15 @@ def interactive_graph(
         "again."
     )
     legend = [
-        ["supports, strongly", to_hex(EDGES(1.0)), 4.5, ""],
-        ["supports, weakly", to_hex(EDGES(1 / _LEVELS)), 1.5, ""],
-        ["opposes", _OPPOSES, 2.5, "6 4"],
+        ["supports, strongly", _colours(1.0), 4.5, ""],
+        ["supports, weakly", _colours(1 / _LEVELS), 1.5, ""],
+        ["opposes", [_OPPOSES, _OPPOSES], 2.5, "6 4"],
     ]
     shown = {"nodes": cards, "threshold": threshold, "columns": columns}
     shown |= {"hint": hint, "legend": legend}
     figure.update_layout(
-        showlegend=False, height=110 * (len(blocks) + 1), template="plotly_white",
+        showlegend=False, height=130 * (len(blocks) + 1), template="plotly_white",
         margin={"l": 70, "r": 10, "t": 10, "b": 10}, meta={"graph": shown},
-        plot_bgcolor="white",  # on a dark page too: the strongest lines are navy
     )  # fmt: skip
     figure.update_xaxes(visible=False, fixedrange=True, range=[-0.6, columns - 0.4])
     figure.update_yaxes(
@@ -257,24 +282,32 @@ def interactive_graph(
     return figure
 
 
-def _edges(graph: nx.DiGraph, threshold: float) -> tuple[list[_Edge], list[_Edge]]:
+def _edges(
+    graph: nx.DiGraph, threshold: float, always: Sequence[tuple[str, str]] = ()
+) -> tuple[list[_Edge], list[_Edge]]:
     """Edges of at least this weight, the weakest first: those that support, those that oppose."""
     found: tuple[list[_Edge], list[_Edge]] = ([], [])
     for a, b, data in sorted(graph.edges(data=True), key=lambda edge: edge[2]["weight"]):
-        if data["weight"] >= threshold:
+        if data["weight"] >= threshold or (a, b) in always:
             found[data["raw"] < 0].append((a, b, data["weight"]))
     return found
 
 
-def _bundles(graph: nx.DiGraph) -> Iterator[tuple[dict[str, Any], list[_Edge]]]:
-    """Edges of like weight and sign, which plotly draws as one line, and that line's style."""
+def _colours(weight: float) -> list[str]:
+    """An edge's colour on a light page and on a dark one."""
+    return [to_hex(EDGES(weight)), to_hex(EDGES.reversed()(weight))]
+
+
+def _bundles(graph: nx.DiGraph) -> Iterator[tuple[dict[str, Any], str, list[_Edge]]]:
+    """Edges of like weight and sign, one line to plotly: style, colour on dark, edges."""
     signs = _edges(graph, _WEAKEST)
     for level in range(_LEVELS):
         low, high = level / _LEVELS, (level + 1) / _LEVELS
         for oppose, edges in enumerate(signs):
-            colour, dash = (_OPPOSES, "dash") if oppose else (to_hex(EDGES(high)), "solid")
+            light, dark = (_OPPOSES, _OPPOSES) if oppose else _colours(high)
             if within := [edge for edge in edges if low < edge[2] <= high]:
-                yield {"width": 0.5 + 4 * high, "color": colour, "dash": dash}, within
+                dash = "dash" if oppose else "solid"
+                yield {"width": 0.5 + 4 * high, "color": light, "dash": dash}, dark, within
 
 
 def save_html(figure: go.Figure, path: Path) -> None:
@@ -311,6 +344,8 @@ def _about(graph: nx.DiGraph, node: str, examples: Mapping[str, Sequence[Example
         lines = [f"{data['block']}, concept {data['concept']}"]
         if data["name"]:
             lines[0] += f" “{data['name']}”"
+        if made := data.get("photographs"):
+            lines.append(f"made of PFVs of {made} photograph{'s' * (made > 1)}")
         for label, value in zip(graph.graph["classes"], data["relevance"], strict=True):
             lines.append(f"relevance for {graph.nodes[f'class/{label}']['name']}: {value:.3g}")
     for word, edges in (("from", graph.pred[node]), ("to", graph.succ[node])):
