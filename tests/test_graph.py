@@ -10,6 +10,7 @@ import torch
 from conftest import random_network, sparse_codes
 from matplotlib import pyplot as plt
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
 
 from gig_helpers import Concepts, concept_graph
 from gig_helpers.gig import class_relevance, gig
@@ -164,6 +165,29 @@ def _thumbnails(graph, picture="junco/a.jpg"):
     }
 
 
+def _strong(graph, threshold):
+    """Edges that a figure draws: those to a class whatever their weight, but for nothing."""
+    edges = graph.edges(data="weight")
+    return [(a, b) for a, b, w in edges if w >= threshold or (b.startswith("class/") and w > 0)]
+
+
+def test_a_graph_of_one_class_lies_on_its_side_with_its_path_in_orange(parts):
+    graph = concept_graph(*parts, [12, 12, 12], top=2, points=2)
+    last = next(n for n, d in graph.nodes(data=True) if d["block"] == BLOCKS[-1])
+    path = [next(iter(graph.pred[last])), last, "class/12"]
+    photographs = {12: np.zeros((8, 8, 3), np.uint8)}
+    figure = graph_figures.still_graph(graph, _thumbnails(graph), photographs, 2.0, path)
+    axes, orange = figure.axes[0], graph_figures._PATH
+    columns = {round(image.get_extent()[0], 3) for image in axes.images}
+    assert len(columns) == len(BLOCKS) + 1
+    assert sum(to_hex(patch.get_edgecolor()).upper() == orange for patch in axes.patches) == 3
+    assert sum(line.get_color() == orange for line in axes.lines) == 2
+    # No edge between concepts is as strong as 2: only the path's is drawn, and those to the class.
+    drawn = sum(len(lines.get_segments()) for lines in axes.collections)
+    assert drawn == 1 + sum(b == "class/12" for _, b in _strong(graph, 2.0))
+    plt.close(figure)
+
+
 def test_still_figure_draws_every_edge_above_the_threshold(pair):
     photographs = dict.fromkeys((12, 13), np.zeros((8, 8, 3), np.uint8))
     named = pair.copy()
@@ -175,7 +199,7 @@ def test_still_figure_draws_every_edge_above_the_threshold(pair):
     drawn = sum(
         len(c.get_segments()) for c in figure.axes[0].collections if isinstance(c, LineCollection)
     )
-    assert drawn == sum(d["weight"] >= 0.2 for *_, d in pair.edges(data=True))
+    assert drawn == len(_strong(pair, 0.2))
     images = len(figure.axes[0].images)
     assert images == sum(d["kind"] == "concept" for _, d in pair.nodes(data=True)) + 2
     plt.close(figure)
@@ -230,9 +254,7 @@ def test_exported_page_follows_a_concept(pair, browser, tmp_path):
         )
 
     def expected(threshold, focus=None):
-        strong = nx.DiGraph(
-            [(a, b) for a, b, d in graph.edges(data=True) if d["weight"] >= threshold]
-        )
+        strong = nx.DiGraph(_strong(graph, threshold))
         if focus is None:
             return [strong.number_of_edges(), 0]
         lineages = ({focus} | f(strong, focus) for f in (nx.ancestors, nx.descendants))

@@ -141,7 +141,8 @@ function exploreGraph(element) {
 
   function update() {
     const there = nodes.map((node) => node.rank < state.top);
-    const shown = (edge) => edge[2] >= state.threshold && there[edge[0]] && there[edge[1]];
+    const strong = (edge) => edge[2] >= state.threshold || !nodes[edge[1]].card;  // to a class
+    const shown = (edge) => strong(edge) && there[edge[0]] && there[edge[1]];
     const edges = solid.flatMap((i) => element.data[i].meta.edges).filter(shown);
     const lines = state.focus === null || !there[state.focus]
       ? [new Set(nodes.keys())]

@@ -85,7 +85,7 @@ def still_graph(
     pictures
         One picture a class.
     threshold
-        Edges with a smaller weight are left out, but for those of the path.
+        Edges between concepts with a smaller weight are left out, but for those of the path.
     path
         Nodes from one end to the other; they and the edges between them stand out in orange.
 
@@ -147,7 +147,7 @@ def still_graph(
         if concept:  # its name is a reader's, not a formula
             star = "*" if data.get("photographs") == 1 else ""
             name = f"{data['concept']}{star} {data['name']}".strip()
-            below = x - 0.4, y - 0.44
+            below = x - 0.4, y - 0.47
             axes.text(*below, name, va="top", fontsize="x-small", parse_math=False, zorder=6)
         else:
             axes.text(x, y + 0.46, data["name"], ha="center", va="bottom")
@@ -184,7 +184,7 @@ def interactive_graph(
     pictures
         One picture a class.
     threshold
-        Edges with a smaller weight are left out.
+        Edges between concepts with a smaller weight are left out.
 
     Notes
     -----
@@ -215,7 +215,7 @@ def interactive_graph(
     columns = max(x for x, _ in places.values()) + 1
     figure = go.Figure()
     for line, dark, within in _bundles(graph):
-        drawn = [(places[a], places[b]) for a, b, weight in within if weight >= threshold]
+        drawn = [(places[a], places[b]) for a, b, weight in within if _shown(b, weight, threshold)]
         ends = [[value for p, q in drawn for value in (p[i], q[i], None)] for i in (0, 1)]
         edges = [[nodes.index(a), nodes.index(b), weight] for a, b, weight in within]
         meta = {"edges": edges, "colours": [line["color"], dark]}
@@ -282,13 +282,17 @@ def interactive_graph(
     return figure
 
 
+def _shown(target: str, weight: float, threshold: float) -> bool:
+    return weight >= threshold or (target.startswith("class/") and weight > 0)
+
+
 def _edges(
     graph: nx.DiGraph, threshold: float, always: Sequence[tuple[str, str]] = ()
 ) -> tuple[list[_Edge], list[_Edge]]:
-    """Edges of at least this weight, the weakest first: those that support, those that oppose."""
+    """Edges that are shown, the weakest first: those that support, those that oppose."""
     found: tuple[list[_Edge], list[_Edge]] = ([], [])
     for a, b, data in sorted(graph.edges(data=True), key=lambda edge: edge[2]["weight"]):
-        if data["weight"] >= threshold or (a, b) in always:
+        if _shown(b, data["weight"], threshold) or (a, b) in always:
             found[data["raw"] < 0].append((a, b, data["weight"]))
     return found
 
