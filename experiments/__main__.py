@@ -2,7 +2,7 @@
 
 import sys
 
-from . import classes, controls, extractors, interlayer, scale
+from . import classes, controls, extractors, interlayer, readings, scale, shared
 from .run import start
 
 PARTS = {
@@ -10,6 +10,8 @@ PARTS = {
     "interlayer": interlayer.make,
     "extractors": extractors.make,
     "controls": controls.make,
+    "readings": readings.make,
+    "shared": shared.make,
     "scale": scale.make,
 }
 

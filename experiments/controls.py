@@ -1,4 +1,4 @@
-"""What should fall apart, and what should stay: random weights, other seeds, half of the data."""
+"""What should fall apart, and what should stay: weights, seeds, photographs, members."""
 
 import copy
 from dataclasses import asdict
@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from gig_helpers import Concepts, Network, class_relevance
 from gig_helpers.clustering import rows_of
 from gig_helpers.codes import load_codes
-from gig_helpers.concepts import extract
+from gig_helpers.concepts import extract, nearest_concept
 from gig_helpers.data.profiles import CHAIN
 from gig_helpers.extractors import random_pfvs
-from gig_helpers.report.statistics import interval
+from gig_helpers.report.statistics import compare, interval
 
 from .run import Run, write
 
@@ -28,11 +28,15 @@ SHUFFLED_PICTURES = 12
 ALIKE = 0.9
 """Cosine from which on a concept counts as found again."""
 
+MEMBERS = 3
+"""PFVs that stand for a card; a concept needs twice as many held-out photographs."""
+
 
 def make(run: Run) -> None:
     """Write ``controls.json``."""
     blocks = [block for block in CHAIN if block in run.profile.blocks]
     rows = [row for block in blocks for row in _stability(run, block)]
+    rows += [_members(run, block) for block in blocks]
     network = run.network
     for stage in STAGES:
         network = shuffled(network, stage, run.profile.seed)
@@ -69,6 +73,51 @@ def _nearest(one: Concepts, other: Concepts) -> Tensor:
     theirs = F.normalize(other.vectors, dim=1).T
     parts = F.normalize(one.vectors, dim=1).split(rows_of(theirs.shape[1]))
     return torch.cat([(part @ theirs).amax(dim=1) for part in parts]).cpu()
+
+
+def _members(run: Run, block: str) -> dict[str, Any]:
+    """Is what a concept's nearest PFVs show true of its others? Held out, one a photograph.
+
+    By the cosine to the concept, and by how alike the PFVs' classes are: the cosine of their rows
+    of the classifier, since hardly two of these photographs are of one class.
+    """
+    dataset, concepts = run.dataset, run.concepts(block)
+    out = dataset.held_out(block)
+    ids = dataset.picture_ids(block)[out]
+    x = dataset.vectors(block)[out].to(concepts.beta)
+    unit, centres = F.normalize(x - concepts.beta, dim=1), F.normalize(concepts.vectors, dim=1)
+    owner = nearest_concept(x, concepts)
+    order = (unit * centres[owner]).sum(dim=1).argsort(descending=True).cpu()
+    photograph = dataset.photographs[ids].tolist()
+    of_concept: dict[int, dict[int, int]] = {}
+    for row, q in zip(order.tolist(), owner.cpu()[order].tolist(), strict=True):
+        of_concept.setdefault(q, {}).setdefault(photograph[row], row)
+    enough = {q: [*each.values()] for q, each in of_concept.items() if len(each) >= 2 * MEMBERS}
+    one_each = [*dict(zip(photograph, range(len(ids)), strict=True)).values()]
+    classes = F.normalize(run.network.class_vectors, dim=1)[dataset.predictions()[ids]]
+    generator = torch.Generator().manual_seed(run.profile.seed)
+    names = ("nearest", "drawn blindly", "of any concept")
+    cosine, likeness = ({name: list[float]() for name in names} for _ in range(2))
+    for q, rows in enough.items():
+        # The blind draw is among the others: what the card does not show.
+        some = rows[:MEMBERS], _draw(rows[MEMBERS:], generator), _draw(one_each, generator)
+        for name, chosen in zip(names, some, strict=True):
+            cosine[name].append(float((unit[chosen] @ centres[q]).mean()))
+            one, other = classes[chosen][torch.triu_indices(MEMBERS, MEMBERS, 1)]
+            likeness[name].append(float((one * other).sum(dim=1).mean()))
+    tables = {"cosine": cosine, "likeness of classes": likeness}
+    result: dict[str, Any] = {"control": "members", "block": block, "concepts": len(enough)}
+    for title, table in tables.items():
+        found = {name: torch.tensor(values) for name, values in table.items()}
+        result[title] = {name: asdict(interval(values)) for name, values in found.items()}
+        apart = {name: compare(found["nearest"], found[name]) for name in names[1:]}
+        apart["blind less any"] = compare(found["drawn blindly"], found["of any concept"])
+        result[title] |= {"apart": {name: asdict(test) for name, test in apart.items()}}
+    return result
+
+
+def _draw(rows: list[int], generator: torch.Generator) -> list[int]:
+    return [rows[n] for n in torch.randperm(len(rows), generator=generator)[:MEMBERS].tolist()]
 
 
 def shuffled(network: Network, part: str, seed: int) -> Network:
