@@ -66,7 +66,7 @@ class Network:
     KeyError
         If a name in ``blocks`` is no cut point.
     ValueError
-        If there is not one name a class.
+        If there is not one name per class.
 
     Examples
     --------
