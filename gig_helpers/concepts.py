@@ -146,7 +146,7 @@ def extract(
     x
         PFVs (N, C), pre-activation, not centred.
     beta
-        μ_BN (C,), ``Network.bn_shift(block)``.
+        β (C,), ``Network.bn_shift(block)``.
     k
         Number of concepts; the paper takes 8 C.
     average

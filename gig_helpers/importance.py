@@ -85,7 +85,7 @@ def _method(name: str, cost: str) -> Callable[[Callable[[Question], Tensor]], Me
     return add
 
 
-@_method("gig", "a forward and a backward pass a quadrature point")
+@_method("gig", "a forward and a backward pass per quadrature point")
 def _gig(asked: Question) -> Tensor:
     """Γ_q of equations 5 and 7: the gradient integrated along the path, times the code."""
     return asked.attribute()
