@@ -75,7 +75,7 @@ class Run:
         return kind(**own, block=block, lam=float(parts["lam"]))
 
     def affordable(self, block: str, extractor: str) -> bool:
-        """Whether an extractor makes 8 concepts a channel of this block in minutes."""
+        """Whether an extractor makes 8 concepts per channel of this block in minutes."""
         channels = self.network.channels(block)
         return channels <= AFFORDABLE.get(extractor, channels)
 

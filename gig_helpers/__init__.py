@@ -1,4 +1,4 @@
-"""Generalized Integrated Gradients for concepts in image models, one file a step of the method.
+"""Generalized Integrated Gradients for concepts in image models, one file per step of the method.
 
 Notation, the same in every file (the paper's section 3):
 
@@ -8,7 +8,7 @@ symbol       meaning                                                      shape
 x, X         PFVs: a block's pre-activation at one or at all positions    (C,), (HW, C)
 N, HW, C     pictures; positions of a block's map, row by row; channels
 V            concept vectors of a block, as rows                          (k, C)
-U            codes: a coefficient a position and concept                  (HW, k)
+U            codes: one coefficient per position and concept              (HW, k)
 β            net shift of batch normalisation, where a path begins        (C,)
 λ, ``lam``   what the Lasso charges for a code                            scalar
 X̃            reconstruction UV + β                                        (HW, C)

@@ -83,7 +83,7 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
         Parameters
         ----------
         X
-            (N, C), centred by the caller (v − μ_BN); rows are normalised here.
+            (N, C), centred by the caller (x − β); rows are normalised here.
         y
             Ignored.
 

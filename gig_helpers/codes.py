@@ -112,7 +112,7 @@ def load_codes(network: Network, images: Tensor, concepts: Concepts) -> Tensor:
     >>> concepts = Concepts(vectors, torch.zeros(512), torch.arange(3), "layer4.1", lam=1.0)
     >>> with TemporaryDirectory() as here, patch.dict(os.environ, GIG_ARTIFACTS=here):
     ...     made, read = (load_codes(network, images, concepts) for _ in range(2))
-    ...     len(os.listdir(here))  # a file a picture
+    ...     len(os.listdir(here))  # one file per picture
     2
     >>> made.shape, torch.equal(made, read)
     (torch.Size([2, 4, 3]), True)

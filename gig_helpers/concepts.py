@@ -123,7 +123,7 @@ class Concepts:
         Raises
         ------
         ValueError
-            If there is not one class a PFV.
+            If there is not one class per PFV.
         """
         if classes.shape != self.labels.shape:
             raise ValueError(
@@ -146,7 +146,7 @@ def extract(
     x
         PFVs (N, C), pre-activation, not centred.
     beta
-        μ_BN (C,), ``Network.bn_shift(block)``.
+        β (C,), ``Network.bn_shift(block)``.
     k
         Number of concepts; the paper takes 8 C.
     average
@@ -211,7 +211,7 @@ def concept_vectors(x: Tensor, labels: Tensor, beta: Tensor, average: Average = 
 
 
 def wanted_nonzeros(block: str, k: int, channels: int = 0) -> float:
-    """Non-zero codes a PFV that λ is chosen for, where nothing else is asked: Table 1's count.
+    """Non-zero codes per PFV that λ is chosen for, where nothing else is asked: Table 1's count.
 
     For a block that is none of the table's stages C/32, and 2 at least: the table's counts lie
     between C/43 and C/20. Where there are few concepts, a quarter of them is the most.

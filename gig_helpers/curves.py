@@ -341,7 +341,7 @@ def curves_of(
         ``wanted(m)``: the scores whose areas are to be known for order m.
     tolerance
         Halving goes on until those areas lie within ± so much, their curves taken as monotone
-        between neighbouring states; 0 runs every state, one a concept. States without a change of
+        between neighbouring states; 0 runs every state, one per concept. States without a change of
         codes are not run at all.
     axis
         ``"all"``: x counts all k concepts; ``"active"``: those with a coefficient in the picture.

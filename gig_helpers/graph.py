@@ -39,7 +39,7 @@ def concept_graph(
     classes
         The class (N,) that each picture stands for; one or two different ones.
     top, shared
-        Concepts a class and block, and concepts that two classes share.
+        Concepts per class and block, and concepts that two classes share.
     names
         The reader's names for concepts, by node: ``{"layer3.5/12": "bird chest"}``.
     **options
@@ -50,7 +50,7 @@ def concept_graph(
     -------
     networkx.DiGraph
         Nodes ``"layer3.5/12"`` (attributes ``kind="concept"``, ``block``, ``concept``, ``group``:
-        the class's index or ``"shared"``, ``relevance``: one value a class, ``name``) and
+        the class's index or ``"shared"``, ``relevance``: one value per class, ``name``) and
         ``"class/13"`` (``kind="class"``). Edges point from cause to effect and carry ``raw``, the
         mean GIG, and ``weight``, ``|raw|`` over the largest ``|raw|`` between the two blocks; the
         sign of ``raw`` tells support from opposition.

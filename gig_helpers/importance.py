@@ -62,7 +62,7 @@ class Method:
     Examples
     --------
     >>> METHODS["ablation"].cost, METHODS["ablation"].affordable
-    ('one forward pass a concept in use', False)
+    ('one forward pass per concept in use', False)
     """
 
     importance: Callable[[Question], Tensor]
@@ -71,7 +71,7 @@ class Method:
     @property
     def affordable(self) -> bool:
         """Whether the cost of a picture does not grow with its concepts."""
-        return "a concept" not in self.cost
+        return "per concept" not in self.cost
 
 
 METHODS: dict[str, Method] = {}
@@ -85,7 +85,7 @@ def _method(name: str, cost: str) -> Callable[[Callable[[Question], Tensor]], Me
     return add
 
 
-@_method("gig", "a forward and a backward pass a quadrature point")
+@_method("gig", "a forward and a backward pass per quadrature point")
 def _gig(asked: Question) -> Tensor:
     """Γ_q of equations 5 and 7: the gradient integrated along the path, times the code."""
     return asked.attribute()
@@ -117,7 +117,7 @@ def _random_in_use(asked: Question) -> Tensor:
     return _random.importance(asked) * asked.codes.any(dim=1, keepdim=True)
 
 
-@_method("cosine", "one forward pass a concept, once for all pictures")
+@_method("cosine", "one forward pass per concept, once for all pictures")
 @torch.no_grad()
 def _cosine(asked: Question) -> Tensor:
     """The network's response to the concept alone, on one position; no picture."""
@@ -127,7 +127,7 @@ def _cosine(asked: Question) -> Tensor:
     return asked.directions @ F.normalize(found[1:] - found[0], dim=1).T
 
 
-@_method("ablation", "one forward pass a concept in use")
+@_method("ablation", "one forward pass per concept in use")
 @torch.no_grad()
 def _ablation(asked: Question) -> Tensor:
     """What the target loses when the concept alone is taken out of the reconstruction."""

@@ -66,7 +66,7 @@ class Network:
     KeyError
         If a name in ``blocks`` is no cut point.
     ValueError
-        If there is not one name a class.
+        If there is not one name per class.
 
     Examples
     --------
@@ -211,7 +211,7 @@ class Network:
         raise TypeError(f"{self.name} has no linear layer")
 
     def shift(self, block: str) -> Tensor | None:
-        """Net shift of batch normalisation μ_BN (eq. 8), also β of eq. 9; shape (C,).
+        """β (C,), the net shift of batch normalisation (eq. 9; μ_BN of eq. 8).
 
         A block's pre-activation is a sum, for which the paper defines no shift. Taken here: the
         shift of the main branch's last BN, plus that of the shortcut's BN where there is one.

@@ -37,7 +37,7 @@ _READERS = {"cpu": 0, "cuda": max(0, min(4, (os.cpu_count() or 1) - 1))}
 
 @dataclass(frozen=True)
 class PFVDataset:
-    """Sampled PFVs (section 3.1), on disk as shards; n PFVs a block from N pictures.
+    """Sampled PFVs (section 3.1), on disk as shards; n PFVs per block from N pictures.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class PFVDataset:
 
     Examples
     --------
-    Three PFVs of two pictures, written by hand; :func:`sample` writes as many columns a block.
+    Three PFVs of two pictures, written by hand; :func:`sample` writes as many columns per block.
 
     >>> from tempfile import TemporaryDirectory
     >>> columns = {"pictures": torch.tensor([0, 1]), "predictions": torch.tensor([13, 7])}
@@ -150,7 +150,7 @@ def sample(network: Network, pictures: Pictures, profile: Profile) -> PFVDataset
     Returns
     -------
     PFVDataset
-        n = N · per_image PFVs a block (fewer where a map has fewer positions).
+        n = N · per_image PFVs per block (fewer where a map has fewer positions).
 
     Raises
     ------
@@ -190,7 +190,7 @@ def sample_part(
 ) -> None:
     """Make :func:`sample`'s shards that are missing (section 3.1), or one process's part of them.
 
-    ``torchrun --nproc-per-node 4 -m gig_helpers.pfv`` calls it in four processes, one a GPU where
+    ``torchrun --nproc-per-node 4 -m gig_helpers.pfv`` calls it in four processes, one per GPU where
     there are GPUs. Which process makes a shard changes no byte of it, so that :func:`sample` then
     finds a whole dataset. Machines without a common disk copy their shards into one folder.
 
@@ -253,9 +253,9 @@ def draw(contributions: Tensor, count: int, seeds: list[int]) -> Tensor:
     contributions
         R, shape (N, H, W), or (N, P) of tokens.
     count
-        Positions a picture; at most H · W of them are returned.
+        Positions per picture; at most H · W of them are returned.
     seeds
-        One seed a picture, so that a draw depends on its own picture alone.
+        One seed per picture, so that a draw depends on its own picture alone.
 
     Returns
     -------

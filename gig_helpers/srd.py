@@ -61,7 +61,7 @@ def contributions(
     blocks
         Names of blocks, and ``"pixels"``; by default every block. The lowest sets the cost.
     classes
-        A class a picture (N,); by default the predicted one.
+        One class per picture (N,); by default the predicted one.
     batch_size
         Pictures worked on at a time. It bounds the memory, and changes nothing else.
     rule
@@ -81,7 +81,7 @@ def contributions(
         If a block is unknown.
     ValueError
         If the pictures do not have the shape (N, 3, H, W) or hold NaN, if there are none, if there
-        is not one class a picture, if a class does not exist, or if ``batch_size`` is below 1.
+        is not one class per picture, if a class does not exist, or if ``batch_size`` is below 1.
     TypeError
         If the classes are not integers.
     NotImplementedError
@@ -141,7 +141,7 @@ def ierf(
     block
         Where the PFVs lie.
     positions
-        Integers (N, 2), row and column of one PFV a picture; or (N, P, 2), P of them. Of tokens,
+        Integers (N, 2), row and column of one PFV per picture; or (N, P, 2), P of them. Of tokens,
         their numbers, (N, 1) or (N, P, 1).
     batch_size
         Pictures worked on at a time. It bounds the memory, and changes nothing else.
@@ -183,7 +183,7 @@ def ierf(
     field = network.receptive_field(block)
     window = size if field is None else [_crop_edge(edge, *field[:2]) for edge in size]
     if field is not None and per_image * window[0] * window[1] < size[0] * size[1]:
-        # One crop a PFV; as many at a time as have the area of batch_size pictures.
+        # One crop per PFV; as many at a time as have the area of batch_size pictures.
         owner = [i for i in range(count) for _ in range(per_image)]
         corners, places = _corners(field, places.reshape(-1, 1, 2), size, window)
         batch_size = batch_size * size[0] * size[1] // (window[0] * window[1])
@@ -288,7 +288,7 @@ class _Sweep:
         return step
 
     def logits(self, x: Tensor, classes: Tensor | None) -> dict[Node, Tensor]:
-        """Relevance (1, N, …) of blocks, and of the source, for a class a picture."""
+        """Relevance (1, N, …) of blocks, and of the source, for one class per picture."""
         downs, y, chosen = self._up(x, classes)
         return self._down(downs, (y * chosen)[None])
 

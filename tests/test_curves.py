@@ -162,7 +162,7 @@ VECTOR = torch.tensor([[5.0, 0.0]])
 
 
 def between(*arguments, **options) -> Curves:
-    """The curves (N, S) of one target, one step a concept."""
+    """The curves (N, S) of one target, one step per concept."""
     return interlayer_curves(*arguments, tolerance=0, **options)[:, 0]
 
 

@@ -84,5 +84,5 @@ def test_localize_is_a_weighted_sum_of_ierfs():
         place = torch.tensor([[p // side, p % side]])
         expected += attributions[p] * srd.ierf(net, image, block, place)[0]
     torch.testing.assert_close(localize(net, image, block, attributions, 5), expected)
-    with pytest.raises(ValueError, match="one a position, got"):
+    with pytest.raises(ValueError, match="one per position, got"):
         localize(net, image, block, attributions[:-1])

@@ -24,7 +24,7 @@ CLASSES = [12, 12, 13]
 
 @pytest.fixture(scope="module")
 def parts():
-    """Three pictures' codes in twelve random concepts a block of a small random network."""
+    """Three pictures' codes in twelve random concepts per block of a small random network."""
     network = random_network("resnet18")
     codes, concepts = {}, {}
     for block, side in zip(BLOCKS, (8, 4, 2), strict=True):
@@ -270,7 +270,7 @@ def test_exported_page_follows_a_concept(pair, browser, tmp_path):
     assert lines() == expected(0.1, first)
     button.press("Escape")
     assert lines() == expected(0.1)
-    page.get_by_label("concepts a class and block").fill("1")
+    page.get_by_label("concepts per class and block").fill("1")
     # One concept each of two classes and of the shared ones a block, and the two classes.
     assert page.locator(".gig-stage > button:visible").count() == 3 * len(BLOCKS) + 2
     page.context.close()

@@ -28,6 +28,7 @@ EMPTY = """() => {
     const all = (selector, bad) => [...document.querySelectorAll(selector)].filter(bad)
         .map((element) => element.outerHTML.slice(0, 120));
     const drawn = ".main-svg, img, svg";
+    const text = (e) => e.closest(".solution.toggle-hidden") ? e.textContent : e.innerText;
     return [
         ...all(".plotly-figure", (e) => !(e.querySelector(".main-svg")?.clientWidth > 50)),
         ...all("[type='application/vnd.jupyter.widget-view+json']", () => true),
@@ -35,7 +36,7 @@ EMPTY = """() => {
             (e) => !e.closest(".flipbook, .gig-graph")),
         ...all(".math", (e) => !e.querySelector("mjx-container") || e.querySelector("mjx-merror")),
         ...all("article img:not([hidden])", (e) => !e.naturalWidth || !e.alt.trim()),
-        ...all(".cell_output", (e) => !e.innerText.trim() && !e.querySelector(drawn)),
+        ...all(".cell_output", (e) => !text(e).trim() && !e.querySelector(drawn)),
     ];
 }"""
 """Every figure, formula, picture and output that shows nothing, or has no alt text; controls that

@@ -29,6 +29,13 @@ FIGURE = re.compile(
     r"plt\.show\(|\.show\(\)|\bfigures\.(?!style|COLOURS)|(?:still|interactive)_graph\("
 )
 """What a cell that leaves a figure says, outside of the functions that it defines."""
+EXERCISE = re.compile(r"^```\{exercise\} .+\n:label: (ex-\S+)\n((?s:.+?))^```$", re.MULTILINE)
+SOLUTION = re.compile(
+    r"^```\{solution(?:-start)?\} (\S+)\n:class: dropdown\n"
+    r"(?:(?!```)((?s:.+?))^```$|```\n((?s:.+?))^```\{solution-end\}\n```$)",
+    re.MULTILINE,
+)
+"""Exercises, and solutions that hold their text or begin and end around cells of code."""
 
 
 def _code(notebook):
@@ -96,10 +103,25 @@ def test_chapter_has_the_skeleton(notebook):
     headings = re.findall(r"^## +(.+?) *$", "\n\n".join(text), re.MULTILINE)
     assert headings[-2:] == ["Summary", "Exercises"]
     assert any("## Summary\n\n:::{admonition}" in part for part in text), "the summary is a box"
-    exercises = "\n".join(text).rsplit("## Exercises", 1)[1]
-    assert "dropdown" in exercises or "hide-" in str(
-        [part.metadata.get("tags", []) for part in notebook.cells[-6:]]
-    ), "exercises have hidden solutions"
+
+
+def test_every_exercise_has_one_written_solution(notebook):
+    """It asks for a prediction; its one solution names it, is closed, and says why in words."""
+    text = "\n".join(
+        part.source if part.cell_type == "markdown" else f"CODE {bool(ANSWER.search(part.source))}"
+        for part in notebook.cells
+    ).rsplit("\n## Exercises", 1)[1]
+    exercises, solutions = EXERCISE.findall(text), SOLUTION.findall(text)
+    assert 2 <= len(exercises) == text.count("{exercise}") <= 4
+    assert [of for of, *_ in solutions] == [label for label, _ in exercises], "one each, in order"
+    assert len(solutions) == text.count("{solution}") + text.count("{solution-start}")
+    for label, question in exercises:
+        assert "*Predict first:*" in question, label
+    for label, inside, around in solutions:
+        said = re.sub(r"\$[^$]+\$|CODE \w+", "", inside or around)
+        assert len(said.split()) >= 25, f"{label}: why is it so?"
+        assert "CODE False" not in around, f"{label}: code says in words what came of it"
+    assert "CODE" not in SOLUTION.sub("", text)
 
 
 def test_one_address():

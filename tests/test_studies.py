@@ -81,7 +81,7 @@ def test_a_class_study_is_what_the_functions_find(parts):
     change = study.curves["gig"]["logit"].insertion.y[:, [0, -1]].diff(dim=1)
     found = (importance.sum(dim=2) - change).abs() / change.abs()
     torch.testing.assert_close(study.gaps["gig"], found.float(), rtol=1e-2, atol=1e-4)
-    assert study.importance["random"].unique(dim=0).shape[0] == 3, "a draw a picture"
+    assert study.importance["random"].unique(dim=0).shape[0] == 3, "a draw per picture"
     for method in METHODS:
         direct = class_curves(*given, study.importance[method][:, 0], LABELS, tolerance=0.05)
         assert set(direct) == set(study.curves[method]) == set(SCORES)

@@ -208,7 +208,7 @@ def recorded(name: str) -> dict[str, Any]:
     Examples
     --------
     >>> run = recorded("concepts")
-    >>> run["pictures"] > 1000, len(run["rows"]) > 0  # a row a block
+    >>> run["pictures"] > 1000, len(run["rows"]) > 0  # one row per block
     (True, True)
     """
     # An install carries the folder inside the package, a checkout beside it.

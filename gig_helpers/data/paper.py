@@ -29,7 +29,7 @@ def place(block: str) -> tuple[int, int]:
 
 
 def nonzeros(block: str) -> int:
-    """Non-zero codes a PFV in Table 1: (1 − l0 ratio of "Ours") · 8C.
+    """Non-zero codes per PFV in Table 1: (1 − l0 ratio of "Ours") · 8C.
 
     A block that the table leaves out gets the count of the block before it in the same stage, or,
     for a stage's first block, of the one after it.

@@ -61,7 +61,7 @@ _ALL = (
         bracket=0.04,
         pfvs_per_concept=5,
     ),  # fmt: skip
-    # 16 PFVs of 3,300 photographs, a quarter held out, are enough for 8 concepts a channel.
+    # 16 PFVs of 3,300 photographs, a quarter held out, are enough for 8 concepts per channel.
     Profile(
         "workstation", 16, 8, 20, blocks=ALL_BLOCKS, gap=0.02, bracket=0.02, pfvs_per_concept=2
     ),  # fmt: skip
@@ -69,7 +69,7 @@ _ALL = (
     Profile("paper", 1, 64, 1000, pictures="imagenet-val", blocks=ALL_BLOCKS),
 )
 PROFILES = {profile.name: profile for profile in _ALL}
-"""Profiles by name. Numbers: PFVs a picture, batch size, evaluated pictures."""
+"""Profiles by name. Numbers: PFVs per picture, batch size, evaluated pictures."""
 
 
 def get(name: str | None = None) -> Profile:

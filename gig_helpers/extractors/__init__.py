@@ -1,6 +1,6 @@
 """Ways to make concepts from PFVs, by name: ours and its rivals (section 4, appendix F).
 
-Each takes ``(x, beta, k, seed)``, and ``block=`` for captions: PFVs (N, C), not centred, μ_BN (C,),
+Each takes ``(x, beta, k, seed)``, and ``block=`` for captions: PFVs (N, C), not centred, β (C,),
 the number of concepts, a seed. A new one is a function and a line of :data:`EXTRACTORS`.
 """
 

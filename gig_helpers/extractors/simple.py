@@ -19,7 +19,7 @@ def random_pfvs(x: Tensor, beta: Tensor, k: int, seed: int = 0, *, block: str = 
     x
         PFVs (N, C), not centred.
     beta
-        μ_BN (C,).
+        β (C,).
     k
         k, at most N.
 

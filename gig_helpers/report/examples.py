@@ -56,7 +56,7 @@ def ierfs(
     ...     maps = ierfs(network, pictures, dataset, block, torch.tensor([1]))
     >>> maps.shape, round(float(maps.sum()), 3)
     (torch.Size([1, 224, 224]), 1.0)
-    >>> bool(maps[0, 4 * 28, 4 * 40] != 0), bool(maps[0, 40, 40] != 0)  # 4 pixels a position
+    >>> bool(maps[0, 4 * 28, 4 * 40] != 0), bool(maps[0, 40, 40] != 0)  # 4 pixels per position
     (True, False)
     """
     picture_ids = dataset.picture_ids(block)[indices]
@@ -198,7 +198,7 @@ def nearest_examples(
     chosen
         Numbers of the concepts.
     count
-        Examples a concept.
+        Examples per concept.
 
     Examples
     --------
@@ -240,7 +240,7 @@ def localize(
     image
         (1, 3, H_img, W_img), normalised.
     attributions
-        (H·W,), one a position of the block's map, row by row, or (P,), one a token: of
+        (H·W,), one per position of the block's map, row by row, or (P,), one per token: of
         :func:`gig` or :func:`class_relevance` with ``positions=True``, or any other value.
     count
         Positions to carry, strongest absolute values first. Each is one more map that SRD takes
@@ -254,7 +254,7 @@ def localize(
     Raises
     ------
     ValueError
-        If ``attributions`` has not one value a position.
+        If ``attributions`` has not one value per position.
 
     Examples
     --------
@@ -269,7 +269,7 @@ def localize(
     own = network.own_size(block, image.shape[2:])
     if attributions.shape != (math.prod(own),):
         raise ValueError(
-            f"{block}: expected attributions ({math.prod(own)},), one a position, got "
+            f"{block}: expected attributions ({math.prod(own)},), one per position, got "
             f"{tuple(attributions.shape)}"
         )
     best = attributions.abs().topk(min(count, len(attributions))).indices

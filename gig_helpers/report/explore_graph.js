@@ -80,7 +80,7 @@ function exploreGraph(element) {
     const weights = { min: 0.02, max: 1, step: 0.02, value: threshold };
     slider(controls, "weakest line", weights, (value) => (state.threshold = value));
     const counts = { min: 1, max: ranks(), step: 1, value: ranks() };
-    slider(controls, "concepts a class and block", counts, (value) => (state.top = value));
+    slider(controls, "concepts per class and block", counts, (value) => (state.top = value));
     element.on("plotly_afterplot", place);
     return { card, buttons, key: [...key.querySelectorAll("line")] };
   }

@@ -165,7 +165,7 @@ def thumbnail(axes: Axes, example: Example, title: str = "") -> None:
 
 
 def cards(rows: Sequence[tuple[str, Sequence[Example]]], columns: int = 5) -> Figure:
-    """Concept cards: a title and its nearest examples a row.
+    """Concept cards: rows of a title and its nearest examples.
 
     Examples
     --------

@@ -81,9 +81,9 @@ def still_graph(
     Parameters
     ----------
     thumbnails
-        One example a concept node.
+        One example per concept node.
     pictures
-        One picture a class.
+        One picture per class.
     threshold
         Edges between concepts with a smaller weight are left out, but for those of the path.
     path
@@ -182,7 +182,7 @@ def interactive_graph(
         Examples of every concept node, the nearest first: it is the node's thumbnail, and all of
         them are on its card.
     pictures
-        One picture a class.
+        One picture per class.
     threshold
         Edges between concepts with a smaller weight are left out.
 

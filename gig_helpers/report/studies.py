@@ -40,7 +40,7 @@ def evaluated(
 ) -> list[int]:
     """Which pictures are evaluated (section 4.2): some that the network gets right, spread evenly.
 
-    One a photograph, spread over the photographs; where there are too few of these, other views
+    One per photograph, spread over the photographs; where there are too few of these, other views
     of them come after.
 
     Parameters
@@ -103,7 +103,7 @@ class Study:
     ----------
     curves
         By method: of a class study ``{score: Curves}`` of (N, S); of an interlayer study Curves of
-        (N, T, S), for T target concepts a picture.
+        (N, T, S), for T target concepts per picture.
     importance
         ``{method: (N, T, k)}``; T is 1 in a class study.
     gaps
@@ -148,7 +148,7 @@ def class_study(
     Raises
     ------
     ValueError
-        If there is not one class a picture, a method is unknown, or no picture has another class.
+        If there is not one class per picture, a method is unknown, or no picture has another class.
 
     Examples
     --------

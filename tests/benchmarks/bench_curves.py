@@ -1,4 +1,4 @@
-"""Areas of refined curves against one step a concept: how far apart, at which share of the passes.
+"""Areas of refined curves against one step per concept: how far apart, at which share of passes.
 
     python tests/benchmarks/bench_curves.py
 

@@ -1,6 +1,6 @@
 """Cost of contributions and iERFs, as multiples of the same batch's forward pass in the same run.
 
-All 16 blocks of a batch of 8; eight positions a picture; peak memory above what lay there before.
+All 16 blocks of a batch of 8; eight positions per picture; peak memory above what lay there before.
 The released SRD code needs about 40 forward passes for one picture's contributions, and about 28
 (layer4.2) to 33 (layer1.2) for one iERF.
 """
