@@ -37,7 +37,7 @@ def verdict(tests: Mapping[str, Comparison]) -> str:
 
 def table() -> str:
     """All claims as a Markdown table."""
-    rows = [*_classes(), *_pairs(), *_extractors(), *_controls()]
+    rows = [*_classes(), *_readings(), *_pairs(), *_shared(), *_extractors(), *_controls()]
     lines = ["| Claim | Evidence here | Verdict |", "|---|---|---|"]
     lines += [f"| {claim} | {evidence} | **{word}** |" for claim, evidence, word in rows]
     return "\n".join(lines) + "\n"
@@ -69,6 +69,31 @@ def _classes() -> Iterator[Row]:
     if tests:
         claim = "Its concepts serve the class better than an SAE's (Table 2)"
         yield _judged(claim, tests, "insertion less deletion area, agreement, chapter 5")
+
+
+def _readings() -> Iterator[Row]:
+    rows = {row["block"]: row for row in artifacts.recorded("readings")["rows"]}
+    claims = {
+        "gradient": "Relevances forecast what sets of concepts cost, better than gradient × code",
+        "activation": "They do so better than activation, which knows no class",
+    }
+    for rival, claim in claims.items():
+        tests = {block: Comparison(**row["gig_minus"][rival]) for block, row in rows.items()}
+        yield _judged(claim, tests, "C-μFidelity, chapter 5")
+    tests = {b: _turned(row["order, logit less probability"]) for b, row in rows.items()}
+    claim = "Relevance for the probability (eq. 7) orders better than for the logit"
+    yield _judged(claim, tests, "insertion less deletion area, chapter 5")
+
+
+def _shared() -> Iterator[Row]:
+    rows = artifacts.recorded("shared")["rows"]
+    claims = {
+        "any in use": "A shared concept matters to both classes: more than any concept in use",
+        "the first's own": "It costs both more than one class's own strongest costs both",
+    }
+    for rival, claim in claims.items():
+        tests = {row["block"]: Comparison(**row["shared_minus"][rival]) for row in rows}
+        yield _judged(claim, tests, "logit lost by the class that loses less, chapter 7")
 
 
 def _pairs() -> Iterator[Row]:
@@ -108,6 +133,11 @@ def _extractors() -> Iterator[Row]:
 
 def _controls() -> Iterator[Row]:
     rows = artifacts.recorded("controls")["rows"]
+    members = {row["block"]: row for row in rows if row["control"] == "members"}
+    likeness = {block: row["likeness of classes"]["apart"] for block, row in members.items()}
+    tests = {block: Comparison(**apart["blind less any"]) for block, apart in likeness.items()}
+    claim = "A concept is more than its card: its other PFVs are of classes alike too"
+    yield _judged(claim, tests, "held out, chapter 2; each block's own interval")
     shuffled = [row for row in rows if row["control"] == "shuffled weights"]
     kept = {f"{row['block']} {row['down to']}": row["signed"] for row in shuffled}
     low, high = (f([c["mean"] for c in kept.values()]) for f in (min, max))

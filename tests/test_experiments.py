@@ -3,12 +3,15 @@
 import json
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from experiments import __main__ as command
-from experiments import classes, controls, extractors, interlayer, run, scale
+from experiments import classes, controls, extractors, interlayer, readings, run, scale, shared
+from gig_helpers import Concepts
+from gig_helpers.codes import load_codes
 from gig_helpers.data import artifacts, profiles
 from gig_helpers.importance import METHODS
 from gig_helpers.report.studies import WRONG_TARGET
@@ -122,23 +125,95 @@ def test_pursuit_uses_as_many_unit_atoms_as_it_is_told(small):
             )
 
 
+def _recorded(*names):
+    return [row for row in artifacts.recorded("controls")["rows"] if row["control"] in names]
+
+
+def test_members_are_compared_one_per_photograph(monkeypatch):
+    """Two concepts at right angles, six held-out photographs of each, by hand."""
+    monkeypatch.setattr(controls, "MEMBERS", 2)
+    angles = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]).repeat(2).repeat_interleave(2)
+    angles[1::2] += 0.05  # a second PFV of every photograph, further away
+    which = torch.arange(2).repeat_interleave(12)
+    x = torch.stack([angles.cos(), angles.sin()], dim=1)
+    x[which == 1] = x[which == 1].flip(1)
+    ids = torch.arange(24) // 2
+    concepts = Concepts(torch.eye(2), torch.zeros(2), which, "any")
+    # The first concept's two nearest photographs are of one class, all others of classes apart.
+    predictions = torch.tensor([0, 0, *range(1, 11)])
+    dataset = SimpleNamespace(
+        held_out=lambda block: torch.ones(24, dtype=torch.bool), picture_ids=lambda block: ids,
+        vectors=lambda block: x, photographs=torch.arange(12), predictions=lambda: predictions,
+    )  # fmt: skip
+    network = SimpleNamespace(class_vectors=torch.eye(11))
+    here = SimpleNamespace(
+        dataset=dataset, concepts=lambda block: concepts, network=network,
+        profile=SimpleNamespace(seed=0),
+    )  # fmt: skip
+    row = controls._members(here, "any")
+    assert fields(row) == fields(_recorded("members")[0]) and row["concepts"] == 2
+    nearest = torch.tensor([0.1, 0.2]).cos().mean()  # not 0.1 and 0.15, of one photograph
+    assert row["cosine"]["nearest"]["mean"] == pytest.approx(float(nearest), abs=1e-6)
+    low, high = torch.tensor([0.5, 0.6]).cos().mean(), torch.tensor([0.3, 0.4]).cos().mean()
+    assert low <= row["cosine"]["drawn blindly"]["mean"] <= high, "of the others alone"
+    alike = row["likeness of classes"]
+    assert alike["nearest"]["mean"] == 0.5 and alike["drawn blindly"]["mean"] == 0
+
+
 def test_controls_fall_apart_and_come_back(small, monkeypatch):
     monkeypatch.setattr(controls, "SHUFFLED_PICTURES", 2)
     monkeypatch.setattr(controls, "STAGES", ("fc", "layer4"))
+    # Two dozen photographs leave no concept enough of them that are held out: see the next test.
+    monkeypatch.setattr(controls, "_members", lambda run, block: {"control": "members"})
     controls.make(small)
     rows = written("controls")["rows"]
-    assert {tuple(sorted(row)) for row in rows} == {
-        tuple(sorted(row)) for row in artifacts.recorded("controls")["rows"]
-    }
+    expected = {tuple(sorted(row)) for row in _recorded("stability", "shuffled weights")}
+    assert {tuple(sorted(row)) for row in rows if len(row) > 1} == expected
     stable = [row for row in rows if row["control"] == "stability"]
     assert [row["block"] for row in stable] == [b for b in BLOCKS for _ in range(3)]
     assert all(0 < row["median"] <= 1 and 0 <= row["again"] <= 1 for row in stable)
-    apart = [(row["block"], row["down to"]) for row in rows if row not in stable]
+    members = [row for row in rows if row["control"] == "members"]
+    apart = [(row["block"], row["down to"]) for row in rows if row not in stable + members]
     assert apart == [("layer3.5", "fc"), ("layer4.2", "fc"), ("layer3.5", "layer4")]
     same = controls._apart(small, small.network, "layer4.2", "nothing")
     assert same["signed"]["mean"] == same["first ten in common"]["mean"] == 1
     one = small.concepts("layer4.2")
     assert float(controls._nearest(one, one).min()) == pytest.approx(1, abs=1e-5)
+
+
+def test_readings_have_the_fields_that_chapter_5_reads(small, monkeypatch):
+    monkeypatch.setattr(readings, "PICTURES", 2)
+    monkeypatch.setattr(readings, "SUBSETS", 6)
+    readings.make(small)
+    found = written("readings")
+    assert fields(found) == fields(artifacts.recorded("readings"))
+    assert [row["block"] for row in found["rows"]] == list(BLOCKS)
+    last = found["rows"][-1]["fidelity"]
+    assert last["gig"]["mean"] > 0.9, "behind the last block the network is almost linear"
+
+
+def test_a_concept_taken_out_costs_what_a_forward_pass_without_it_says(small, monkeypatch):
+    monkeypatch.setattr(shared, "OF_EACH", 1)
+    monkeypatch.setattr(shared, "PAIRS", 2)
+    shared.make(small)
+    found = written("shared")
+    assert fields(found) == fields(artifacts.recorded("shared"))
+    assert [row["block"] for row in found["rows"]] == list(BLOCKS)
+    network, concepts = small.network, small.concepts("layer4.2")
+    images, labels = next(shared._pairs(small))
+    assert labels[0] != labels[1]
+    lost = shared._taken_out(small, concepts, images, labels)["the first's own"]
+    # By hand: of all concepts, the one whose loss costs the first class this much is its own.
+    codes = load_codes(network, images[:1], concepts)[0]
+    x = network.preactivations(images[:1], ["layer4.2"])["layer4.2"]
+    before = network.logits(images[:1])[0, labels[0]]
+    every = []
+    for q in codes.any(dim=0).nonzero()[:, 0].tolist():
+        less = x - (codes[:, q, None] * concepts.vectors[q]).T.reshape(x.shape)
+        every.append(before - network.logits_from(less, "layer4.2")[0, labels[0]])
+    every = torch.stack(every)
+    assert (every - lost[0]).abs().min() < 1e-3
+    assert lost[0] > every.median(), "the strongest for the class costs it more than most do"
 
 
 def test_shuffling_permutes_one_part_alone(network):
