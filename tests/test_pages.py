@@ -43,7 +43,8 @@ EMPTY = """() => {
 would need a kernel."""
 
 CUT = """() => {
-    const frame = (e) => e.matches("mjx-math") ? e.closest("p, li, dd, td, div") : e;
+    const frame = (e) => e.matches("mjx-math") ? e.closest("p, li, dd, td, div")
+        : e.matches("table") ? e.parentElement : e;
     const wide = (e) => e === frame(e) ? e.scrollWidth : e.getBoundingClientRect().width;
     return [...document.querySelectorAll("article pre, article table, article mjx-math")]
         .filter((e) => e.offsetParent && wide(e) > frame(e).clientWidth + 1)

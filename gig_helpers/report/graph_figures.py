@@ -277,7 +277,7 @@ def interactive_graph(
     figure.update_xaxes(visible=False, fixedrange=True, range=[-0.6, columns - 0.4])
     figure.update_yaxes(
         tickvals=list(range(len(blocks) + 1)), ticktext=[*blocks, "class"], showgrid=False,
-        zeroline=False, fixedrange=True, range=[-0.5, len(blocks) + 0.6],
+        zeroline=False, fixedrange=True, range=[-0.5, len(blocks) + 0.75],
     )  # fmt: skip
     return figure
 
