@@ -206,9 +206,17 @@ def test_a_batch_is_moved_to_the_gpu_once(chains):
         assert {call.args[0].device for call in checked.call_args_list} == {GPU}
 
 
+class Reordered(VisionTransformer):
+    """A transformer that first puts the pictures' channels in another order."""
+
+    def forward(self, x):
+        return super().forward(x[:, self.order])
+
+
 def test_a_transformer_runs_on_a_gpu_as_on_the_cpu():
     torch.manual_seed(0)
-    model = randomised(VisionTransformer(16, 4, 2, 2, 8, 16, num_classes=3))
+    model = randomised(Reordered(16, 4, 2, 2, 8, 16, num_classes=3))
+    model.register_buffer("order", torch.tensor([2, 1, 0]))
     images, found = torch.randn(2, 3, 16, 16), []
     for on in (nullcontext(), pretend_gpu()):
         with on:
