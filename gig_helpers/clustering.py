@@ -177,7 +177,7 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
             if width == len(unit):
                 points = unit[None]  # the first split, of all points: no copy
             else:
-                points = unit[torch.from_numpy(index).to(unit.device)]
+                points = unit[torch.from_numpy(index)]
                 points *= mask[..., None]
             second = self._two_means(points, mask, seeds[chunk]).cpu().numpy()
             sides += [row[:size] for row, size in zip(second, sizes, strict=True)]
@@ -235,7 +235,7 @@ def _start(points: Tensor, mask: Tensor, seeds: NDArray[np.uint64]) -> Tensor:
     size = mask.sum(1)
     draws = np.stack([_mix(seeds), _mix(~seeds)]) >> np.uint64(11)
     uniform = torch.from_numpy(draws * 2.0**-53).to(points.device)  # two in [0, 1) a cluster
-    rows = torch.arange(len(points), device=points.device)
+    rows = torch.arange(len(points))
     first = points[rows, (uniform[0] * size).long()]
     cosine = (points @ first[..., None])[..., 0]
     far = ((1 - cosine).clamp(min=0) * mask).double().cumsum(1)

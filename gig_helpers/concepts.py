@@ -136,8 +136,7 @@ class Concepts:
 
 
 def extract(
-    x: Tensor, beta: Tensor, k: int, seed: int = 0, *, block: str = "", average: Average = "unit",
-    device: str | torch.device | None = None,
+    x: Tensor, beta: Tensor, k: int, seed: int = 0, *, block: str = "", average: Average = "unit"
 ) -> Concepts:  # fmt: skip
     """Concepts of a block from its PFVs, as appendix B does it: bisecting clustering, averages.
 
@@ -164,7 +163,7 @@ def extract(
     >>> extract(x, torch.zeros(2), 2).vectors.shape
     torch.Size([2, 2])
     """
-    model = BisectingSphericalKMeans(k, random_state=seed, device=device, copy_x=False)
+    model = BisectingSphericalKMeans(k, random_state=seed, copy_x=False)
     labels = torch.from_numpy(model.fit(x - beta).labels_).to(x.device)
     return Concepts(concept_vectors(x, labels, beta, average), beta, labels, block)
 
@@ -268,7 +267,7 @@ def tune(concepts: Concepts, x: Tensor, nonzeros: float | None = None, seed: int
     if nonzeros is None:
         nonzeros = wanted_nonzeros(concepts.block, *concepts.vectors.shape)
     chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:200]
-    some = x[chosen.to(x.device)].to(concepts.vectors)
+    some = x[chosen].to(concepts.vectors)
     # Where PFVs and codes are few, one code of one PFV may be more than two hundredths.
     rtol = min(max(0.02, 1 / (nonzeros * len(some))), 0.1)
     lam = lasso.lambda_for(some, concepts.vectors, nonzeros, beta=concepts.beta, rtol=rtol)

@@ -182,7 +182,7 @@ def class_importance(
     [[[4.0, 0.0, 8.0]]]
     """
     u, concepts = fitting(network, codes, concepts)
-    wanted = torch.as_tensor(classes, device=u.device)
+    wanted = torch.as_tensor(classes)
     wanted = wanted.expand(len(u), -1) if wanted.ndim == 1 else wanted
     directions = F.one_hot(wanted, len(network.class_vectors)).to(u)
     explain = partial(class_relevance, network, u, concepts.vectors, concepts.block, wanted)

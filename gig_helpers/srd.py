@@ -455,7 +455,7 @@ def _checked_images(network: Network, images: Tensor, batch_size: int) -> Tensor
 
 def _checked_classes(network: Network, classes: Tensor | Sequence[int], count: int) -> Tensor:
     known = len(network.classes)
-    classes = torch.as_tensor(classes, device=network.device)
+    classes = torch.as_tensor(classes)
     if classes.is_floating_point() or classes.dtype == torch.bool:
         raise TypeError(f"classes must be integers, got {classes.dtype}")
     if classes.shape != (count,):

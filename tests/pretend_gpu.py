@@ -9,7 +9,9 @@ from unittest.mock import patch
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.overrides import _pop_mode_temporarily as without_function_mode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import _pop_mode_temporarily as without_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -140,7 +142,12 @@ class _Functions(TorchFunctionMode):
 @contextmanager
 def pretend_gpu():
     """Within, the process has one GPU."""
-    functions = _Functions()
+    functions, export = _Functions(), torch.export.export
+
+    def exported(*args, **kwargs):  # its tensors are none: neither mode may see them
+        with without_function_mode(), without_dispatch_mode():
+            return export(*args, **kwargs)
+
     with (
         patch("torch.cuda.is_available", lambda: True),
         patch("torch.cuda.synchronize", lambda *_: None),
@@ -149,16 +156,7 @@ def pretend_gpu():
         patch("torch.accelerator.current_accelerator", lambda **_: None),
         patch("torch.cuda.is_current_stream_capturing", lambda: False),
         patch("torch.cuda.get_device_name", lambda *_: "a pretended GPU"),
+        patch("torch.export.export", exported),
         _Operations(functions), functions,
     ):  # fmt: skip
         yield
-
-
-def moved(network):
-    """A network that was traced on the CPU, on the GPU that is pretended."""
-    for module in (network.model, network.program):
-        for tensor in (*module.parameters(), *module.buffers()):
-            _mark(tensor, True)
-    network._segments.clear()
-    network.device = GPU
-    return network

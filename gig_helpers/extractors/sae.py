@@ -91,7 +91,7 @@ def sparse_autoencoder(
         summed = 0.0
         for batch in torch.randperm(len(x), generator=generator).split(batch_size):
             step += 1
-            target = scaled[batch.to(x.device)]
+            target = scaled[batch]
             codes = F.relu(target @ encoder.T + encoder_bias)
             error = target - codes @ decoder - decoder_bias
             penalty = codes @ decoder.norm(dim=1)

@@ -37,7 +37,7 @@ def random_pfvs(x: Tensor, beta: Tensor, k: int, seed: int = 0, *, block: str = 
     """
     centred = centre(x, beta, k)
     chosen = np.random.default_rng(seed).choice(len(x), k, replace=False)
-    vectors = centred[torch.from_numpy(chosen).to(x.device)]
+    vectors = centred[torch.from_numpy(chosen)]
     return Concepts(vectors, beta, nearest_centre(centred, vectors), block)
 
 

@@ -64,7 +64,7 @@ def ierfs(
     if not len(indices):
         raise ValueError("no PFV was asked for: indices is empty")
     # A picture again for each of its PFVs: batches of pictures cost less than sharing saves.
-    images = torch.stack([pictures[i] for i in picture_ids.tolist()]).to(network.device)
+    images = torch.stack([pictures[i] for i in picture_ids.tolist()])
     return srd.ierf(network, images, block, positions).cpu()
 
 

@@ -285,7 +285,7 @@ def _interlayer_curves(
     batch_size: int,
 ) -> dict[str, Tensor]:  # fmt: skip
     u = load_codes(network, image[None], source)
-    vectors = target.vectors[chosen.to(target.vectors.device)]
+    vectors = target.vectors[chosen]
     given = (network, u, source, target.block)
     options: dict[str, Any] = {"seed": seed, "tolerance": gap, "batch_size": batch_size}
     rows = dict[str, Tensor]()
