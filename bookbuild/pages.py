@@ -86,7 +86,10 @@ def _stage(executed: list[Path]) -> None:
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
     for path in executed:
-        shutil.copy(path, SOURCE / "book" / path.name)
+        text = path.read_text(encoding="utf-8")
+        # The class by which the theme knows a pandas table; styled ones come without it.
+        text = text.replace('<table id=\\"T_', '<table class=\\"dataframe\\" id=\\"T_')
+        (SOURCE / "book" / path.name).write_text(text, encoding="utf-8")
     (SOURCE / "book" / "provenance.md").write_text(_provenance(), encoding="utf-8")
     (SOURCE / "book" / "verdicts.md").write_text(verdicts.table(), encoding="utf-8")
     for name, figure in (("graph", "fig-graph-picture"), ("path", "fig-graph-path")):

