@@ -4,9 +4,11 @@ Section 3.1 and appendix C of the paper.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -225,8 +227,13 @@ def sample_part(
         raise ValueError(f"rank {rank} is not one of 0 … {world_size - 1}")
     _, shards = _plan(network, pictures, profile)
     missing = [path for path in list(shards)[rank::world_size] if not path.exists()]
+    # One loader for all of them, whose readers start once. Only the last shard may end in a batch
+    # that is not full, so no batch belongs to two.
+    wanted = [index for path in missing for index in shards[path]]
+    batches = iter(_batches(network, pictures, wanted, profile.batch_size))
     for path in tqdm(missing, desc="sampling PFVs", unit="shard", disable=not missing):
-        _write_shard(path, network, pictures, shards[path], profile)
+        count = -(-len(shards[path]) // profile.batch_size)
+        _write_shard(path, network, pictures, itertools.islice(batches, count), profile)
 
 
 def _plan(network: Network, pictures: Pictures, profile: Profile) -> tuple[str, dict[Path, range]]:
@@ -301,16 +308,17 @@ class _Readable(Dataset):
             return index, torch.empty(0), str(error)
 
 
+def _batches(network: Network, pictures: Pictures, indices: list[int], size: int) -> DataLoader:
+    cuda = network.device.type == "cuda"
+    options: dict = {"num_workers": _READERS[network.device.type], "pin_memory": cuda}
+    return DataLoader(_Readable(pictures), size, sampler=indices, collate_fn=tuple, **options)
+
+
 def _write_shard(
-    path: Path, network: Network, pictures: Pictures, indices: range, profile: Profile
+    path: Path, network: Network, pictures: Pictures, batches: Iterator, profile: Profile
 ) -> None:
     skipped: dict[str, str] = {}
     parts: list[dict[str, Tensor]] = []
-    cuda = network.device.type == "cuda"
-    options: dict = {"num_workers": _READERS[network.device.type], "pin_memory": cuda}
-    batches = DataLoader(
-        _Readable(pictures), profile.batch_size, sampler=indices, collate_fn=tuple, **options
-    )
 
     # From here on in the shard, batches are of a size that fits into memory.
     @find_executable_batch_size(starting_batch_size=profile.batch_size)
@@ -343,11 +351,12 @@ def _sample_batch(
         seeds = [_seed(profile.seed, block, pictures, i) for i in ids.tolist()]
         positions = draw(relevance[block], profile.per_image, seeds)
         n = torch.arange(len(ids)).repeat_interleave(positions.shape[1])
-        place, own = positions.flatten(0, 1), relevance[block].cpu()
-        flat = network.positions(preactivations[block], block).unflatten(1, own.shape[1:]).cpu()
-        columns[f"{block}.vectors"] = flat[(n, *place.unbind(dim=1))]
+        place, own = positions.flatten(0, 1), relevance[block]
+        flat = network.positions(preactivations[block], block).unflatten(1, own.shape[1:])
+        # Indexed where they are: a few vectors travel, not whole maps.
+        columns[f"{block}.vectors"] = flat[(n, *place.unbind(dim=1))].cpu()
         columns[f"{block}.positions"] = place
-        columns[f"{block}.contributions"] = own[(n, *place.unbind(dim=1))]
+        columns[f"{block}.contributions"] = own[(n, *place.unbind(dim=1))].cpu()
         columns[f"{block}.picture_ids"] = ids[n]
     return columns
 

@@ -153,7 +153,8 @@ def still_graph(
             axes.text(x, y + 0.46, data["name"], ha="center", va="bottom")
     for row, block in enumerate(blocks):
         if lying:
-            axes.text(pitch * row, top + 0.55, block, ha="center", va="bottom", fontsize="small")
+            short = block if len(block) < 12 else block.split(".")[-1]
+            axes.text(pitch * row, top + 0.55, short, ha="center", va="bottom", fontsize="small")
         else:
             axes.text(-0.6, pitch * row, block, ha="right", va="center", fontsize="small")
     if frame:
