@@ -101,8 +101,8 @@ def test_chapter_has_the_skeleton(notebook):
     assert text[0].startswith("# "), "the first cell opens the chapter with its title"
     assert "*Where we are:* photograph → " in text[0]
     headings = re.findall(r"^## +(.+?) *$", "\n\n".join(text), re.MULTILINE)
-    assert headings[-2:] == ["Summary", "Exercises"]
-    assert any("## Summary\n\n:::{admonition}" in part for part in text), "the summary is a box"
+    assert headings[-1] == "Exercises"
+    assert "\n\n:::{admonition} In short" in text[0], "what it comes to stands first, in a box"
 
 
 def test_every_exercise_has_one_written_solution(notebook):
