@@ -76,7 +76,7 @@ def _nearest(one: Concepts, other: Concepts) -> Tensor:
 
 
 def _members(run: Run, block: str) -> dict[str, Any]:
-    """Is what a concept's nearest PFVs show true of its others? Held out, one a photograph.
+    """Is what a concept's nearest PFVs show true of its others? Held out, one per photograph.
 
     By the cosine to the concept, and by how alike the PFVs' classes are: the cosine of their rows
     of the classifier, since hardly two of these photographs are of one class.

@@ -58,7 +58,7 @@ def _taken_out(
     """Logit (2,) that either class loses, of its own photographs, without one concept.
 
     The concept is the one that by the graph both share; the first class's own strongest one; or
-    any that these photographs use.
+    any that these photographs use, which stands for the others too where there is none.
     """
     network, block = run.network, concepts.block
     codes = torch.cat([load_codes(network, image[None], concepts) for image in images])
