@@ -137,14 +137,14 @@ def _provenance() -> str:
         "forward pass is one of one picture through the profile's network, in a batch of eight, "
         "measured just before the chapter ran.",
         "",
-        "| Chapter | Seconds | Milliseconds of a forward pass | Forward passes | "
-        "Network, pictures, profile, machine, versions |",
-        "|---|---:|---:|---:|---|",
+        "| Chapter | Seconds | Milliseconds of a forward pass | Forward passes |",
+        "|---|---:|---:|---:|",
     ]
     cost = {
         name: f"{taken:.0f} | {1000 * one:.0f} | {passes:,.0f}"
         for name, (taken, one, passes) in costs().items()
     }
+    ran_on: dict[str, list[str]] = {}
     for chapter in chapters():
         notebook = json.loads((EXECUTED / chapter.name).read_text(encoding="utf-8"))
         code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
@@ -154,8 +154,11 @@ def _provenance() -> str:
             if output.get("name") == "stdout"
         ]
         last = "".join(printed).strip().splitlines()[-1:]
-        lines.append(f"| {{doc}}`{chapter.stem}` | {cost[chapter.stem]} | {''.join(last)} |")
-    lines.append(f"| {ALL} | {cost[ALL]} | |")
+        lines.append(f"| {{doc}}`{chapter.stem}` | {cost[chapter.stem]} |")
+        ran_on.setdefault("".join(last), []).append(f"{{doc}}`{chapter.stem}`")
+    lines += [f"| {ALL} | {cost[ALL]} |", "", "## Network, pictures, profile, machine, versions"]
+    for line, names in ran_on.items():
+        lines += ["", f"{line}: {', '.join(names) if len(ran_on) > 1 else ALL}"]
     return "\n".join(lines) + "\n"
 
 
