@@ -15,6 +15,9 @@ from .network import Network
 def encode(x: Tensor, concepts: Concepts, *, tol: float = 1e-5) -> Tensor:
     """Signed codes of PFVs (eq. 2), with the concepts' own β and λ.
 
+    Without λ it is the concepts that make codes, if they can: a
+    :class:`gig_helpers.extractors.SparseAutoencoder` can.
+
     Parameters
     ----------
     x
@@ -30,7 +33,8 @@ def encode(x: Tensor, concepts: Concepts, *, tol: float = 1e-5) -> Tensor:
     Raises
     ------
     ValueError
-        If the concepts have no λ yet, and as :func:`gig_helpers.lasso.lasso_codes`.
+        If the concepts have no λ yet and make no codes, and as
+        :func:`gig_helpers.lasso.lasso_codes`.
 
     Examples
     --------
@@ -39,7 +43,7 @@ def encode(x: Tensor, concepts: Concepts, *, tol: float = 1e-5) -> Tensor:
     [2.0, 0.0]
     """
     if concepts.lam is None:
-        raise ValueError(f"the concepts of {concepts.block!r} have no λ yet: see concepts.tune")
+        return concepts.codes(x)
     return lasso.lasso_codes(x, concepts.vectors, concepts.lam, beta=concepts.beta, tol=tol)
 
 

@@ -78,6 +78,22 @@ class Concepts:
         lam = torch.tensor(float("nan") if self.lam is None else self.lam, dtype=torch.float64)
         return f"{self.block}-{artifacts.digest(self.vectors, self.beta, lam)}"
 
+    def codes(self, x: Tensor) -> Tensor:
+        """Codes (..., k) of PFVs x (..., C) that no λ is needed for: a sparse autoencoder's own.
+
+        Raises
+        ------
+        ValueError
+            If these concepts need one.
+
+        Examples
+        --------
+        >>> Concepts(torch.eye(2), torch.zeros(2), torch.arange(2), "layer4.2").codes(torch.ones(2))
+        Traceback (most recent call last):
+        ValueError: the concepts of 'layer4.2' have no λ yet: see concepts.tune
+        """
+        raise ValueError(f"the concepts of {self.block!r} have no λ yet: see concepts.tune")
+
     def members(self, concept: int) -> Tensor:
         """Indices (m,) of the PFVs that belong to a concept.
 

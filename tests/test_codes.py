@@ -8,6 +8,7 @@ from conftest import random_network
 
 from gig_helpers import Concepts, picture_codes, reconstruct
 from gig_helpers.codes import encode, l0_ratio, load_codes, relative_l2
+from gig_helpers.extractors import SparseAutoencoder
 from gig_helpers.lasso import duality_gap, lasso_codes
 
 BLOCKS = ("layer2.0", "layer3.0")
@@ -61,6 +62,19 @@ def test_concepts_without_lambda_say_so(parts):
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_an_autoencoder_without_lambda_makes_its_own_codes(parts):
+    network, images, concepts = parts
+    block = BLOCKS[0]
+    here = concepts[block]
+    encoder, bias = torch.randn_like(here.vectors), torch.randn(len(here))
+    own = {"encoder": encoder, "encoder_bias": bias}
+    sae = SparseAutoencoder(here.vectors, here.beta, here.labels, block, **own)
+    x = network.positions(network.preactivations(images, [block])[block], block)
+    found = picture_codes(network, images, {block: sae})[block]
+    assert torch.allclose(found, (x @ encoder.T + bias).clamp(min=0)) and found.any()
+    assert torch.equal(encode(x, replace(sae, lam=2.5)), encode(x, replace(here, lam=2.5)))
 
 
 def test_codes_of_pictures_are_those_of_their_positions(parts):

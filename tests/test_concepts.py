@@ -12,6 +12,7 @@ from gig_helpers.clustering import BisectingSphericalKMeans
 from gig_helpers.codes import encode
 from gig_helpers.concepts import concept_vectors, extract, nearest_concept, tune, wanted_nonzeros
 from gig_helpers.data import profiles
+from gig_helpers.extractors import SparseAutoencoder
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,10 @@ def test_the_fingerprint_counts_what_codes_depend_on():
         replace(concepts, lam=None),
     ]
     assert len({concepts.fingerprint, *(other.fingerprint for other in others)}) == 6
+    encoder = {"encoder": torch.eye(3), "encoder_bias": torch.zeros(3)}
+    sae = SparseAutoencoder(concepts.vectors, concepts.beta, concepts.labels, "layer4.2", **encoder)
+    other = replace(sae, encoder=2 * torch.eye(3))
+    assert sae.fingerprint != other.fingerprint, "its own codes are the encoder's"
 
 
 def test_concepts_of_a_dataset_are_kept(photographs, artifacts_folder, monkeypatch):

@@ -8,7 +8,14 @@ from conftest import random_network
 
 from gig_helpers import Concepts, load_pictures, sample, srd
 from gig_helpers.data import profiles
-from gig_helpers.report.examples import examples, ierfs, localize, nearest_examples, square
+from gig_helpers.report.examples import (
+    examples,
+    ierfs,
+    likeness,
+    localize,
+    nearest_examples,
+    square,
+)
 
 PROFILE = replace(
     profiles.get("quick"), blocks=("layer1.1", "layer3.0"), per_image=3, batch_size=2, seed=7
@@ -69,6 +76,28 @@ def test_nearest_examples_are_those_of_the_concepts_asked_for(photographs):
             assert one.picture == other.picture and one.square == other.square
             # An iERF of a batch of another size rounds differently in float32.
             assert abs(one.ierf - other.ierf).max() < 1e-3 * abs(other.ierf).max()
+
+
+def test_likeness_is_that_of_the_classes_that_nearest_pfvs_come_from(photographs):
+    network = random_network("basic")
+    pictures = load_pictures(str(photographs)).subset(range(6))
+    dataset = sample(network, pictures, PROFILE)
+    block = "layer3.0"
+    x, beta = dataset.vectors(block), network.bn_shift(block)
+    concepts = Concepts(torch.randn(5, x.shape[1]), beta, torch.zeros(len(x)), block)
+    importance, classes = torch.randn(2, 5), [3, 4]
+    among = dataset.picture_ids(block) != 1
+    found = likeness(network, dataset, concepts, importance, classes, among=among, first=2, count=3)
+    cosine = torch.nn.functional.cosine_similarity
+    for row, label, value in zip(importance, classes, found, strict=True):
+        alike = []
+        for q in row.argsort(descending=True)[:2]:
+            near = cosine(x - beta, concepts.vectors[q][None]).masked_fill(~among, -2)
+            for n in near.argsort(descending=True)[:3]:
+                other = dataset.predictions()[dataset.picture_ids(block)[n]]
+                vectors = network.class_vectors
+                alike.append(float(cosine(vectors[label], vectors[other], dim=0)))
+        assert len(alike) == 6 and float(value) == pytest.approx(sum(alike) / 6, abs=1e-5)
 
 
 def test_localize_is_a_weighted_sum_of_ierfs():

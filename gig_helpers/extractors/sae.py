@@ -1,6 +1,7 @@
 """Sparse autoencoder, the paper's second rival (section 4, appendix F, eq. 11)."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 
 from ..clustering import nearest_centre
 from ..concepts import Concepts
+from ..data import artifacts
 from .simple import centre
 
 
@@ -15,8 +17,9 @@ from .simple import centre
 class SparseAutoencoder(Concepts):
     """Concepts of a sparse autoencoder (eq. 11): decoder columns W_d, and b_d in the place of β.
 
-    Its own codes come from the encoder and are never negative. For codes as sparse as another
-    method's, solve eq. 2 as for any concepts: :func:`gig_helpers.codes.encode`.
+    Its own codes come from the encoder and are never negative. They are what
+    :func:`gig_helpers.codes.encode` returns while there is no λ; with one it solves eq. 2 as for
+    any concepts.
 
     Attributes
     ----------
@@ -36,6 +39,11 @@ class SparseAutoencoder(Concepts):
     encoder: Tensor = torch.empty(0)
     encoder_bias: Tensor = torch.empty(0)
     losses: tuple[float, ...] = ()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of block, vectors, β, λ and the encoder."""
+        return f"{super().fingerprint}-{artifacts.digest(self.encoder, self.encoder_bias)}"
 
     def codes(self, x: Tensor) -> Tensor:
         """f(x) = ReLU(W_e x + b_e); x (..., C), not centred → (..., k)."""

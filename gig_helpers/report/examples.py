@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .. import srd
 from ..concepts import Concepts
@@ -225,6 +226,58 @@ def nearest_examples(
     rows = concepts.nearest(dataset.vectors(concepts.block), count)[list(chosen)]
     found = examples(network, pictures, dataset, concepts.block, rows.flatten())
     return [found[n * count : (n + 1) * count] for n in range(len(rows))]
+
+
+def likeness(
+    network: Network, dataset: PFVDataset, concepts: Concepts, importance: Tensor,
+    classes: Sequence[int], *, among: Tensor | None = None, first: int = 3, count: int = 10,
+) -> Tensor:  # fmt: skip
+    """How alike a picture's class is to what its most relevant concepts show (Figure 4, bottom).
+
+    The mean cosine between the class's row of the classifier and those of the classes that the
+    network gives to the pictures of the concepts' nearest PFVs.
+
+    Parameters
+    ----------
+    importance
+        Importance (N, k) of the concepts for each picture's class.
+    classes
+        The pictures' classes (N,).
+    among
+        Which of the block's PFVs (n,) may be nearest; by default all.
+    first
+        Concepts per picture.
+    count
+        PFVs per concept.
+
+    Returns
+    -------
+    Tensor
+        (N,), 1 where all of them are of the picture's own class.
+
+    Examples
+    --------
+    Two PFVs, of pictures of two classes at right angles, each its own concept.
+
+    >>> from types import SimpleNamespace
+    >>> network = SimpleNamespace(class_vectors=torch.eye(2))
+    >>> dataset = SimpleNamespace(
+    ...     vectors=lambda block: torch.eye(2), picture_ids=lambda block: torch.arange(2),
+    ...     predictions=lambda: torch.tensor([0, 1]),
+    ... )
+    >>> concepts = Concepts(torch.eye(2), torch.zeros(2), torch.arange(2))
+    >>> importance = torch.tensor([[2.0, 1.0], [2.0, 1.0]])
+    >>> likeness(network, dataset, concepts, importance, [0, 1], first=1, count=1).tolist()
+    [1.0, 0.0]
+    """
+    x, ids = dataset.vectors(concepts.block), dataset.picture_ids(concepts.block)
+    if among is not None:
+        x, ids = x[among], ids[among]
+    used, place = importance.topk(first, dim=1).indices.unique(return_inverse=True)
+    nearest = replace(concepts, vectors=concepts.vectors[used]).nearest(x, count)
+    rows = F.normalize(network.class_vectors, dim=1).cpu()
+    shown = rows[dataset.predictions()[ids[nearest]]][place.cpu()]
+    return (shown * rows[list(classes)][:, None, None]).sum(dim=3).mean(dim=(1, 2))
 
 
 def localize(
