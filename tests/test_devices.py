@@ -24,6 +24,7 @@ from gig_helpers.extractors import EXTRACTORS, kmeans
 from gig_helpers.gig import attribute, class_relevance, gig
 from gig_helpers.importance import METHODS, class_importance, interlayer_importance
 from gig_helpers.lasso import duality_gap, objective
+from gig_helpers.paths import control_path, logits_without, strongest_path
 from gig_helpers.report.examples import examples, localize, nearest_examples
 from gig_helpers.report.fidelity import class_fidelity
 from gig_helpers.report.statistics import compare
@@ -158,6 +159,12 @@ USES = {
         torch.tensor(sorted(weight for _, _, weight in concept_graph(
             c.network, {b: u[:1] for b, u in c.codes.items()}, c.concepts, [0], top=3
         ).edges(data="weight")))
+    ],
+    "paths": lambda c: [
+        logits_without(c.network, c.images[:1], codes, c.concepts, [
+            {}, path, control_path(codes, c.concepts, path, torch.Generator().manual_seed(0))])
+        for codes in [{b: u[:1] for b, u in c.codes.items()}]
+        for path in [strongest_path(c.network, codes, c.concepts, 0, tolerance=0.5)]
     ],
     "examples": lambda c: [
         torch.from_numpy(shot.ierf) for shot in [
