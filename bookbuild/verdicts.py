@@ -9,6 +9,9 @@ from gig_helpers.data import artifacts
 from gig_helpers.data.paper import place
 from gig_helpers.report.statistics import Comparison, in_words
 
+OWN_CODES = ", own codes"
+"""After an extractor's name in ``classes.json``: with its encoder's codes."""
+
 APART, AGAIN = 0.25, 0.5
 """A rank correlation below which an order has fallen apart; a share of concepts found again."""
 
@@ -36,7 +39,8 @@ def verdict(tests: Mapping[str, Comparison]) -> str:
 
 def table() -> str:
     """All claims as a Markdown table."""
-    rows = [*_classes(), *_readings(), *_pairs(), *_shared(), *_extractors(), *_controls()]
+    parts = _classes, _readings, _pairs, _paths, _shared, _extractors, _sampling, _controls
+    rows = [row for part in parts for row in part()]
     lines = ["| Claim | Evidence here | Verdict |", "|---|---|---|"]
     lines += [f"| {claim} | {evidence} | **{word}** |" for claim, evidence, word in rows]
     return "\n".join(lines) + "\n"
@@ -60,14 +64,17 @@ def _classes() -> Iterator[Row]:
         tests = {b: Comparison(**row["probability"]["gig_minus"][rival]) for b, row in ours.items()}
         where = f"{{numref}}`fig-class-larger`, {run['settings']['evaluated']} held-out photographs"
         yield _judged(claim, tests, where)
-    tests = {
-        row["block"]: _turned(row["agreement"]["minus_ours"])
-        for row in rows
-        if row["extractor"].startswith("SAE")
+    sae = {c: [r for r in rows if r["extractor"] == f"SAE, 5 epochs{c}"] for c in (OWN_CODES, "")}
+    claims = {
+        OWN_CODES: "Its concepts serve the class better than an SAE's (Table 2)",
+        "": "They do so with codes by the Lasso for both",
     }
-    if tests:
-        claim = "Its concepts serve the class better than an SAE's (Table 2)"
+    for codes, claim in claims.items():
+        tests = {row["block"]: _turned(row["agreement"]["minus_ours"]) for row in sae[codes]}
         yield _judged(claim, tests, "insertion less deletion area, agreement, chapter 5")
+    tests = {row["block"]: _turned(row["likeness"]["minus_ours"]) for row in sae[OWN_CODES]}
+    claim = "Its concepts look more like the class than an SAE's (Figure 4)"
+    yield _judged(claim, tests, "the three most relevant, likeness of classes, chapter 5")
 
 
 def _readings() -> Iterator[Row]:
@@ -111,6 +118,17 @@ def _pairs() -> Iterator[Row]:
         yield _judged(claim, tests, "{numref}`fig-interlayer-larger`")
 
 
+def _paths() -> Iterator[Row]:
+    (row,) = artifacts.recorded("paths")["rows"]
+    claims = {
+        "control path": "A graph's strongest path carries the class by its edges, not by its end",
+        "another class's path": "Its edges are this class's, not those of what is strong",
+    }
+    for rival, claim in claims.items():
+        tests = {"the chain": Comparison(**row["path_minus"][rival])}
+        yield _judged(claim, tests, "logit lost without the path, chapter 7")
+
+
 def _extractors() -> Iterator[Row]:
     run = artifacts.recorded("concepts")
     rows = sorted(run["rows"], key=lambda row: place(row["block"]))
@@ -128,6 +146,20 @@ def _extractors() -> Iterator[Row]:
         }
         if tests:
             yield _judged(claim, tests, "{numref}`fig-decomposition-larger`")
+
+
+def _sampling() -> Iterator[Row]:
+    rows = {row["block"]: row for row in artifacts.recorded("sampling")["rows"]}
+    claims = {
+        "gain": "PFVs drawn by contribution make concepts that serve a class better (3.1)",
+        "missed of PFVs drawn by contribution": "They describe what contributes better",
+    }
+    for what, claim in claims.items():
+        found = {block: row[what]["minus_ours"] for block, row in rows.items()}
+        # A gain is better where it is larger, an error where it is smaller.
+        ours = _turned if what == "gain" else lambda test: Comparison(**test)
+        tests = {block: ours(test) for block, test in found.items()}
+        yield _judged(claim, tests, "against uniform draws, chapter 8")
 
 
 def _controls() -> Iterator[Row]:

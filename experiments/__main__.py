@@ -2,7 +2,18 @@
 
 import sys
 
-from . import classes, controls, extractors, interlayer, readings, scale, shared
+from . import (
+    classes,
+    controls,
+    extractors,
+    graphs,
+    interlayer,
+    paths,
+    readings,
+    sampling,
+    scale,
+    shared,
+)
 from .run import start
 
 PARTS = {
@@ -12,6 +23,9 @@ PARTS = {
     "controls": controls.make,
     "readings": readings.make,
     "shared": shared.make,
+    "graphs": graphs.make,
+    "paths": paths.make,
+    "sampling": sampling.make,
     "scale": scale.make,
 }
 

@@ -46,17 +46,7 @@ def make(run: Run) -> None:
 
 def _of_all_seeds(run: Run, block: str, name: str) -> dict[str, Tensor]:
     """One extractor's numbers, of every seed."""
-    dataset, beta = run.dataset, run.network.bn_shift(block)
-    owner, x = dataset.photographs[dataset.picture_ids(block)], dataset.vectors(block)
-    out = dataset.held_out(block)
-    # A photograph's first PFV, drawn by its contribution, so that all of them are independent.
-    first = torch.zeros(len(x), dtype=torch.bool)
-    first[[int((owner == photograph).nonzero()[0]) for photograph in owner.unique()]] = True
-    generator = torch.Generator().manual_seed(run.profile.seed + 1)
-    left_out, seen = (
-        part[torch.randperm(len(part), generator=generator)[:PHOTOGRAPHS]].to(beta)
-        for part in (x[out & first], x[~out & first])
-    )
+    left_out, seen = one_per_photograph(run, block)
     found = []
     for seed in range(SEEDS.get(name, 1)):
         concepts = run.concepts(block, name, seed)
@@ -65,8 +55,27 @@ def _of_all_seeds(run: Run, block: str, name: str) -> dict[str, Tensor]:
         found.append(errors | {"seconds": run.extracted(block, name, seed)["seconds"]})
     every = {part: torch.stack([one[part] for one in found]) for part in found[0]}
     # The pursuit takes longer than all else, so it has the first seed alone.
-    pursued = _pursued(run.concepts(block, name), left_out, beta, round(nonzeros))
+    first, beta = run.concepts(block, name), run.network.bn_shift(block)
+    pursued = _pursued(first, left_out, beta, round(nonzeros))
     return every | {"pursuit": pursued["errors"][None]}
+
+
+def one_per_photograph(run: Run, block: str) -> tuple[Tensor, Tensor]:
+    """PFVs (PHOTOGRAPHS, C) of photographs that made no concept, and of some that did.
+
+    A photograph's first PFV, drawn by its contribution, so that all of them are independent.
+    """
+    dataset, beta = run.dataset, run.network.bn_shift(block)
+    owner, x = dataset.photographs[dataset.picture_ids(block)], dataset.vectors(block)
+    out = dataset.held_out(block)
+    first = torch.zeros(len(x), dtype=torch.bool)
+    first[[int((owner == photograph).nonzero()[0]) for photograph in owner.unique()]] = True
+    generator = torch.Generator().manual_seed(run.profile.seed + 1)
+    left_out, seen = (
+        part[torch.randperm(len(part), generator=generator)[:PHOTOGRAPHS]].to(beta)
+        for part in (x[out & first], x[~out & first])
+    )
+    return left_out, seen
 
 
 @artifacts.cached("errors", lasso)
@@ -76,16 +85,22 @@ def _errors(
     """Rel-ℓ2 (PFVs,) on either side of the split, of codes by eq. 2."""
     parts = {}
     for where, x in (("left_out", left_out), ("seen", seen)):
-        # λ on these very PFVs: extractors are compared at the same number of non-zeros.
-        lam = lasso.lambda_for(x, concepts.vectors, nonzeros, beta=concepts.beta)
-        codes = encode(x, replace(concepts, lam=lam), tol=1e-4)
-        parts[where] = relative_l2(x, reconstruct(codes, concepts))
-        parts[f"nonzeros_{where}"] = _nonzeros(codes)
+        parts[where], parts[f"nonzeros_{where}"] = missed(concepts, x, nonzeros)
     if isinstance(concepts, SparseAutoencoder):
         own = concepts.codes(left_out)
         parts["nonzeros_own_codes"] = _nonzeros(own)
         parts["own codes"] = relative_l2(left_out, reconstruct(own, concepts))
     return parts
+
+
+def missed(concepts: Concepts, x: Tensor, nonzeros: float) -> tuple[Tensor, Tensor]:
+    """Rel-ℓ2 (PFVs,) at the λ that gives these very PFVs so many non-zeros, and their mean count.
+
+    Concepts are compared at the same number of non-zeros.
+    """
+    lam = lasso.lambda_for(x, concepts.vectors, nonzeros, beta=concepts.beta)
+    codes = encode(x, replace(concepts, lam=lam), tol=1e-4)
+    return relative_l2(x, reconstruct(codes, concepts)), _nonzeros(codes)
 
 
 @artifacts.cached("pursuit")

@@ -5,16 +5,29 @@ import os
 from dataclasses import replace
 from types import SimpleNamespace
 
+import networkx as nx
 import pytest
 import torch
 
 from experiments import __main__ as command
-from experiments import classes, controls, extractors, interlayer, readings, run, scale, shared
+from experiments import (
+    classes,
+    controls,
+    extractors,
+    graphs,
+    interlayer,
+    paths,
+    readings,
+    run,
+    sampling,
+    scale,
+    shared,
+)
 from gig_helpers import Concepts
 from gig_helpers.codes import load_codes
 from gig_helpers.data import artifacts, profiles
 from gig_helpers.importance import METHODS
-from gig_helpers.report.studies import WRONG_TARGET
+from gig_helpers.report.studies import WRONG_TARGET, seen_right
 
 BLOCKS = ("layer3.5", "layer4.2")
 
@@ -56,14 +69,17 @@ def fields(part):
 
 @pytest.mark.parametrize(("part", "name"), [(classes, "classes"), (interlayer, "interlayer")])
 def test_curves_have_the_fields_that_chapters_read(small, part, name, monkeypatch):
-    monkeypatch.setattr(classes, "RIVALS", ("random PFVs",))
+    own_codes = "SAE, 5 epochs" + classes.OWN_CODES
+    monkeypatch.setattr(classes, "RIVALS", ("random PFVs", own_codes))
+    monkeypatch.setitem(run.AFFORDABLE, "SAE, 5 epochs", 2048)
     part.make(small)
     found, recorded = written(name), artifacts.recorded(name)
     assert fields(found) == fields(recorded)
     methods = {name for name, method in METHODS.items() if method.affordable} | {WRONG_TARGET}
     if part is classes:
         ours, theirs = found["rows"][:2], found["rows"][2:]
-        assert [row["block"] for row in theirs] == ["layer4.2"], "Table 1 has no layer3.5"
+        assert [row["block"] for row in theirs] == ["layer4.2"] * 2, "Table 1 has no layer3.5"
+        assert theirs[1]["extractor"] == own_codes and theirs[1]["lambda"] is None
         assert all(set(row["agreement"]["orders"]) == {"gig"} for row in theirs)
         assert all(list(row["agreement"]["orders"]) == sorted(classes.ORDERS) for row in ours)
     else:
@@ -215,6 +231,61 @@ def test_a_concept_taken_out_costs_what_a_forward_pass_without_it_says(small, mo
     every = torch.stack(every)
     assert (every - lost[0]).abs().min() < 1e-3
     assert lost[0] > every.median(), "the strongest for the class costs it more than most do"
+
+
+def test_graphs_know_what_their_concepts_are_made_of(small, monkeypatch):
+    seen = sorted(
+        {*small.dataset.predictions()[seen_right(small.pictures, small.dataset)].tolist()}
+    )
+    one, two = (small.network.classes[c] for c in seen[:2])
+    monkeypatch.setattr(graphs, "PAIRS", {"1": (one, two), "6": (one, "no photograph of it")})
+    monkeypatch.setattr(graphs, "OF_EACH", 1)
+    monkeypatch.setattr(small.network, "classes", (*small.network.classes, "no photograph of it"))
+    graphs.make(small)
+    found, recorded = written("graphs"), artifacts.recorded("graphs")
+    (row,) = found["rows"]
+    assert set(row) == set(recorded["rows"][0]) and row["classes"] == [one, two]
+    graph = nx.node_link_graph(row["graph"], edges="edges")
+    assert graph.graph["blocks"] == list(BLOCKS) and graph.graph["classes"] == seen[:2]
+    node = next(n for n, d in graph.nodes(data=True) if d["block"] == "layer4.2")
+    kept = (~small.dataset.held_out("layer4.2")).nonzero()[:, 0]
+    rows = kept[small.concepts("layer4.2").labels == graph.nodes[node]["concept"]]
+    owners = {*small.dataset.picture_ids("layer4.2")[rows].tolist()}
+    assert graph.nodes[node]["photographs"] == len(owners)
+    names = {small.network.classes[int(small.dataset.predictions()[i])] for i in owners}
+    assert set(graph.nodes[node]["classes"]) <= names
+    weights = [w for _, b, w in graph.edges(data="weight") if not b.startswith("class/")]
+    assert min(weights) >= graphs.WEAKEST and len(weights) < graph.graph["edges"]
+    against = sum(raw < 0 for *_, raw in graph.edges(data="raw"))
+    assert against <= graph.graph["opposing"] < graph.graph["edges"]
+
+
+def test_paths_have_the_fields_that_chapter_7_reads(small):
+    paths.make(small)
+    (row,), recorded = written("paths")["rows"], artifacts.recorded("paths")
+    assert fields(row) == fields(recorded["rows"][0]) and row["blocks"] == list(BLOCKS)
+    lost = {name: found["mean"] for name, found in row["lost"].items()}
+    for name, apart in row["path_minus"].items():
+        assert apart["mean"] == pytest.approx(lost["path"] - lost[name], abs=1e-4)
+
+
+def test_uniform_draws_differ_from_those_by_contribution(small, monkeypatch):
+    sampling.make(small)
+    found = written("sampling")
+    assert fields(found) == fields(artifacts.recorded("sampling"))
+    assert [row["block"] for row in found["rows"]] == list(BLOCKS)
+    drawn = sampling._uniform(small.network, small.pictures, ("layer4.2",), 8, 2, 0)["layer4.2"]
+    with torch.no_grad():
+        x = small.network.preactivations(small.pictures[0][None], ["layer4.2"])["layer4.2"]
+    # Eight different positions of the first picture's own map.
+    distance = torch.cdist(drawn[0].double(), x[0].flatten(1).T.double())
+    assert len({*distance.argmin(dim=1).tolist()}) == 8
+    assert distance.amin(dim=1).max() < 1e-2 * drawn[0].norm(dim=1).min()
+    # Equal concepts of either kind would serve a class alike.
+    monkeypatch.setattr(sampling, "extract", lambda x, beta, k, *_, block: small.concepts(block))
+    monkeypatch.setattr(sampling, "tune", lambda concepts, x: concepts)
+    row = sampling._row(small, "layer4.2", drawn, 2)
+    assert row["gain"]["minus_ours"]["mean"] == 0
 
 
 def test_shuffling_permutes_one_part_alone(network):

@@ -205,6 +205,24 @@ def test_still_figure_draws_every_edge_above_the_threshold(pair):
     plt.close(figure)
 
 
+def test_a_graph_without_pictures_names_what_concepts_are_made_of(pair):
+    graph = pair.copy()
+    concepts = [d for _, d in graph.nodes(data=True) if d["kind"] == "concept"]
+    for data in concepts:
+        data |= {"photographs": 4, "classes": {"gull": 1, "junco": 1}}
+    concepts[0] |= {"classes": {"$_x": 2, "junco": 2}}  # half of them suffice
+    figure, axes = plt.subplots()
+    graph_figures.named_graph(axes, graph, threshold=0.2)
+    figure.canvas.draw()
+    texts = [text.get_text() for text in axes.texts]
+    assert texts.count("$_x") == 1 and texts.count("of 4") == len(concepts) - 1
+    drawn = sum(len(c.get_segments()) for c in axes.collections)
+    assert drawn == len(_strong(graph, 0.2))
+    tiles = {to_hex(patch.get_facecolor()).upper() for patch in axes.patches if patch.get_fill()}
+    assert {*graph_figures._TILES} < tiles and len(tiles) == 3, "two classes and what they share"
+    plt.close(figure)
+
+
 def test_names_are_escaped(parts):
     evil = "<img src=x onerror=alert(1)>"
     network, codes, concepts = parts

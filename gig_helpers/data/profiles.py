@@ -63,7 +63,7 @@ _ALL = (
     ),  # fmt: skip
     # 16 PFVs of 3,300 photographs, a quarter held out, are enough for 8 concepts per channel.
     Profile(
-        "workstation", 16, 8, 20, blocks=ALL_BLOCKS, gap=0.02, bracket=0.02, pfvs_per_concept=2
+        "workstation", 16, 8, 50, blocks=ALL_BLOCKS, gap=0.02, bracket=0.02, pfvs_per_concept=2
     ),  # fmt: skip
     # scikit-learn's clusterings on two cores are what takes long: chapters 2 and 5 end in minutes.
     Profile("colab", per_image=4, batch_size=32, evaluation_pictures=50, pfvs_per_concept=6),

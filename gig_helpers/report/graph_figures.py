@@ -5,6 +5,7 @@ import html
 import io
 import itertools
 import json
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,11 +15,13 @@ import matplotlib.pyplot as plt
 import networkx as nx
 import numpy as np
 import plotly.graph_objects as go
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from ..data import artifacts
@@ -32,6 +35,14 @@ On a dark page the other way round: what is weak is near the ground.
 """
 
 _OPPOSES, _PATH = "#009E73", "#D55E00"
+
+_TILES = ("#BCDDEE", "#FAD7A8")
+"""Colours of the two classes' tiles."""
+
+_RIM: dict[str, Any] = {
+    "zorder": 6, "path_effects": [withStroke(linewidth=3, foreground="white")]
+}  # fmt: skip
+"""Of a text that edges pass under."""
 
 _Edge = tuple[str, str, float]
 
@@ -124,15 +135,7 @@ def still_graph(
     size = (right - left + 2.2, top - bottom + 2.2)
     figure, axes = plt.subplots(figsize=(max(5.0, 0.98 * size[0]), 0.98 * size[1]))
     steps = [*itertools.pairwise(path)]
-    for oppose, drawn in enumerate(_edges(graph, threshold, steps)):
-        weights = np.array([weight for *_, weight in drawn])
-        lines = LineCollection(
-            [(centre[a], centre[b]) for a, b, _ in drawn], zorder=2,
-            linewidths=0.3 + (1.2 if oppose else 2.8) * weights, alpha=0.6 if oppose else 0.9,
-            colors=_OPPOSES if oppose else EDGES(weights),
-            linestyles="dashed" if oppose else "solid",
-        )  # fmt: skip
-        axes.add_collection(lines)
+    _draw_edges(axes, graph, centre, threshold, steps)
     for a, b in steps:
         axes.plot(*zip(centre[a], centre[b], strict=True), color=_PATH, lw=7, alpha=0.45, zorder=1)
     for node, (x, y) in centre.items():
@@ -150,25 +153,119 @@ def still_graph(
             below = x - 0.4, y - 0.47
             axes.text(*below, name, va="top", fontsize="x-small", parse_math=False, zorder=6)
         else:
-            axes.text(x, y + 0.46, data["name"], ha="center", va="bottom")
+            axes.text(x, y + 0.46, data["name"], ha="center", va="bottom", **_RIM)
     for row, block in enumerate(blocks):
         if lying:
             short = block if len(block) < 12 else block.split(".")[-1]
             axes.text(pitch * row, top + 0.55, short, ha="center", va="bottom", fontsize="small")
         else:
             axes.text(-0.6, pitch * row, block, ha="right", va="center", fontsize="small")
-    if frame:
-        width, height = frame[1] - frame[0] + 1.0, pitch * (len(blocks) - 1) + 1.15
-        corner = frame[0] - 0.5, -0.65
-        axes.add_patch(Rectangle(corner, width, height, fill=False, lw=2, ec="0.25"))
-        axes.text(corner[0] + width / 2, height - 0.6, "shared concepts", ha="center")
+    _draw_frame(axes, frame, -0.65, pitch * (len(blocks) - 1) + 0.5)
     axes.set(aspect="equal", ylim=(bottom - 0.75, top + 0.9))
     axes.set_xlim(left - (0.5 if lying else 1.5), right + 0.6)
     axes.set_axis_off()
+    scale_of_edges(figure, axes)
+    return figure
+
+
+def named_graph(axes: Axes, graph: nx.DiGraph, threshold: float = 0.3) -> None:
+    """Concept graph without pictures (Figure 6): a tile per concept with what its PFVs are from.
+
+    Parameters
+    ----------
+    graph
+        Its concept nodes have ``photographs``, how many their PFVs come from, and ``classes``:
+        these photographs by class, the commonest first.
+    threshold
+        Edges between concepts with a smaller weight are left out.
+
+    Notes
+    -----
+    A tile names the class of at least half of the photographs; where there is none, it says of how
+    many they are. Lines as in :func:`still_graph`.
+
+    Examples
+    --------
+    >>> graph = nx.DiGraph(blocks=["layer4.2"], classes=[13])
+    >>> about = {"kind": "concept", "block": "layer4.2", "concept": 5, "group": "13"}
+    >>> graph.add_node("layer4.2/5", **about, photographs=3, classes={"junco": 2, "brambling": 1})
+    >>> graph.add_node("layer4.2/6", **about, photographs=3, classes={"junco": 1, "brambling": 1})
+    >>> graph.add_node("class/13", kind="class", block="class", name="junco")
+    >>> graph.add_edge("layer4.2/5", "class/13", raw=2.0, weight=1.0)
+    >>> figure, axes = plt.subplots()
+    >>> named_graph(axes, graph)
+    >>> [text.get_text() for text in axes.texts]
+    ['junco', 'of 3', 'junco', 'layer4.2']
+    >>> plt.close(figure)
+    """
+    places, frame = _layout(graph)
+    blocks, classes = graph.graph["blocks"], graph.graph["classes"]
+    pitch, high = 1.0, 0.4
+    centre = {node: (x, pitch * y) for node, (x, y) in places.items()}
+    _draw_edges(axes, graph, centre, threshold)
+    colours = {str(c): colour for c, colour in zip(classes, _TILES, strict=False)}
+    style: dict[str, Any] = {"va": "center", "parse_math": False, "zorder": 6, "color": "black"}
+    for node, (x, y) in centre.items():
+        data = graph.nodes[node]
+        colour = colours.get(data.get("group", node.split("/")[1]), "0.9")
+        if data["kind"] == "concept":
+            commonest = max(data["classes"], key=data["classes"].get)
+            mixed = 2 * data["classes"][commonest] < data["photographs"]
+            name, wide, size = commonest, 0.96, 5.5
+            if mixed:
+                name = f"of {data['photographs']}"
+        else:
+            name, wide, size = data["name"], 2.6, 9.0
+        corner = x - wide / 2, y - high / 2
+        axes.add_patch(Rectangle(corner, wide, high, fc=colour, ec="0.4", lw=0.5, zorder=5))
+        lines = textwrap.wrap(name, 11 if wide < 1 else 22, max_lines=2, placeholder="…")
+        axes.text(x, y, "\n".join(lines), ha="center", size=size, linespacing=0.9, **style)
+    for row, block in enumerate(blocks):
+        axes.text(-0.65, pitch * row, block, ha="right", size="x-small", **style)
+    _draw_frame(axes, frame, -0.3, pitch * (len(blocks) - 1) + 0.3)
+    axes.set(ylim=(-0.4, pitch * len(blocks) + 0.3))
+    axes.set_xlim(-1.6, max(x for x, _ in centre.values()) + 0.6)
+    axes.set_axis_off()
+
+
+def _draw_edges(
+    axes: Axes, graph: nx.DiGraph, centre: Mapping[str, tuple[float, float]], threshold: float,
+    always: Sequence[tuple[str, str]] = (),
+) -> None:  # fmt: skip
+    for oppose, drawn in enumerate(_edges(graph, threshold, always)):
+        weights = np.array([weight for *_, weight in drawn])
+        lines = LineCollection(
+            [(centre[a], centre[b]) for a, b, _ in drawn], zorder=2,
+            linewidths=0.3 + (1.2 if oppose else 2.8) * weights, alpha=0.6 if oppose else 0.9,
+            colors=_OPPOSES if oppose else EDGES(weights),
+            linestyles="dashed" if oppose else "solid",
+        )  # fmt: skip
+        axes.add_collection(lines)
+
+
+def _draw_frame(axes: Axes, frame: tuple[float, ...], bottom: float, top: float) -> None:
+    """A frame around the shared concepts, if there are any."""
+    if frame:
+        left, width = frame[0] - 0.5, frame[1] - frame[0] + 1.0
+        box = Rectangle((left, bottom), width, top - bottom, fill=False, lw=2, ec="0.25")
+        axes.add_patch(box)
+        axes.text(left + width / 2, top + 0.05, "shared concepts", ha="center", **_RIM)
+
+
+def scale_of_edges(figure: Figure, axes: Axes | Sequence[Axes]) -> None:
+    """What an edge's colour means, below the axes that :func:`named_graph` drew on (Figure 1).
+
+    Examples
+    --------
+    >>> figure, axes = plt.subplots()
+    >>> scale_of_edges(figure, axes)
+    >>> figure.axes[1].get_xlabel().split(",")[0]
+    'GIG between neighbouring blocks'
+    >>> plt.close(figure)
+    """
     scale = ScalarMappable(cmap=EDGES)
     bar = figure.colorbar(scale, ax=axes, location="bottom", fraction=0.025, pad=0.01, aspect=40)
     bar.set_label("GIG between neighbouring blocks, |value| / largest |value| (dashed: opposes)")
-    return figure
 
 
 def interactive_graph(
