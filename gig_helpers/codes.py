@@ -16,7 +16,7 @@ def encode(x: Tensor, concepts: Concepts, *, tol: float = 1e-5) -> Tensor:
     """Signed codes of PFVs (eq. 2), with the concepts' own β and λ.
 
     Without λ it is the concepts that make codes, if they can: a
-    :class:`gig_helpers.extractors.SparseAutoencoder` can.
+    :class:`gig_helpers.extractors.sae.SparseAutoencoder` can.
 
     Parameters
     ----------
