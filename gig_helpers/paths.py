@@ -70,8 +70,8 @@ def control_path(
 ) -> dict[str, int]:  # fmt: skip
     """A path with the same concept in the last block, and below concepts that weigh as much.
 
-    A concept weighs Σ_p |u_pq| ‖v_q‖; in each block one of the five that weigh most nearly as much
-    as the path's own is drawn.
+    A concept weighs ``Σ_p |u_pq| ‖v_q‖``; in each block one of the five that weigh most nearly as
+    much as the path's own is drawn.
 
     Parameters
     ----------
