@@ -45,7 +45,9 @@ TIMED_PICTURES = 1
 
 
 AFFORDABLE = {"k-means": 512, "SAE, converged": 256, "dictionary learning": 0}
-"""Channels of the widest block that an extractor is run at: twice as many take eight times longer.
+"""Channels of the widest block that an extractor is run at.
+
+Twice as many channels are twice as many concepts too, and take four times longer or more.
 
 Dictionary learning took 268 s for three of its passes over 10,000 PFVs with 1,650 concepts; five
 epochs of the SAE, which has no limit here, took 1,395 s at layer4.2.

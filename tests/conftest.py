@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from gig_helpers import Network, load_network, load_pictures
+from gig_helpers import Concepts, Network, load_network, load_pictures
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
@@ -73,6 +73,16 @@ def sparse_codes(*shape: int, share: float = 0.4, dtype=torch.float32, seed: int
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randn(shape, generator=generator, dtype=dtype)
     return codes * (torch.rand(shape, generator=generator) < share)
+
+
+def random_parts(network: Network, sides: dict[str, int], pictures: int):
+    """Codes of some pictures in twelve random concepts per block, and these; maps' sides given."""
+    codes, concepts = {}, {}
+    for block, side in sides.items():
+        vectors = torch.randn(12, network.channels(block))
+        concepts[block] = Concepts(vectors, network.bn_shift(block), torch.arange(12), block)
+        codes[block] = sparse_codes(pictures, side * side, 12, share=0.3, seed=side)
+    return codes, concepts
 
 
 def save_pictures(folder: Path, count: int) -> Path:

@@ -7,12 +7,12 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from conftest import random_network, sparse_codes
+from conftest import random_network, random_parts
 from matplotlib import pyplot as plt
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 
-from gig_helpers import Concepts, concept_graph
+from gig_helpers import concept_graph
 from gig_helpers.gig import class_relevance, gig
 from gig_helpers.graph import _choose
 from gig_helpers.report import graph_figures
@@ -26,11 +26,7 @@ CLASSES = [12, 12, 13]
 def parts():
     """Three pictures' codes in twelve random concepts per block of a small random network."""
     network = random_network("resnet18")
-    codes, concepts = {}, {}
-    for block, side in zip(BLOCKS, (8, 4, 2), strict=True):
-        vectors = torch.randn(12, network.channels(block))
-        concepts[block] = Concepts(vectors, network.bn_shift(block), torch.arange(12), block)
-        codes[block] = sparse_codes(3, side * side, 12, share=0.3, seed=side)
+    codes, concepts = random_parts(network, dict(zip(BLOCKS, (8, 4, 2), strict=True)), 3)
     return network, codes, concepts
 
 

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from conftest import random_network, sparse_codes
+from conftest import random_network, random_parts
 
-from gig_helpers import Concepts
 from gig_helpers.gig import class_relevance, gig
 from gig_helpers.paths import NEAREST, control_path, logits_without, strongest_path
 
@@ -15,11 +14,7 @@ BLOCKS = ("layer2.0", "layer3.1", "layer4.1")
 def parts():
     """One picture of a small random network, and its codes in twelve concepts per block."""
     network = random_network("resnet18")
-    codes, concepts = {}, {}
-    for block, side in zip(BLOCKS, (8, 4, 2), strict=True):
-        vectors = torch.randn(12, network.channels(block))
-        concepts[block] = Concepts(vectors, network.bn_shift(block), torch.arange(12), block)
-        codes[block] = sparse_codes(1, side * side, 12, share=0.5, seed=side)
+    codes, concepts = random_parts(network, dict(zip(BLOCKS, (8, 4, 2), strict=True)), 1)
     return network, torch.randn(1, 3, 64, 64), codes, concepts
 
 
