@@ -31,9 +31,7 @@ from gig_helpers.report.provenance import provenance
 
 profile = profiles.get()  # "quick"; "colab" suits a T4, "paper" needs ImageNet
 network = load_network(profile.network, profile.weights)  # on the GPU, if any
-pictures = load_pictures(
-    profile.pictures, preprocessing=network.preprocessing, classes=network.classes
-)
+pictures = load_pictures(profile.pictures, network)
 figures.style()
 print(provenance(profile, network, pictures))"""
 
@@ -47,10 +45,10 @@ def address() -> str:
         If pyproject.toml has no such line.
     """
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    found = re.search(r'^Repository = "(https://.+)"$', text, re.MULTILINE)
-    if found is None:
+    line = re.search(r'^Repository = "(https://.+)"$', text, re.MULTILINE)
+    if line is None:
         raise ValueError("pyproject.toml: [project.urls] has no line 'Repository = \"https://…\"'")
-    return found.group(1)
+    return line.group(1)
 
 
 def carried_address() -> str:

@@ -9,9 +9,6 @@ from gig_helpers.data import artifacts
 from gig_helpers.data.paper import place
 from gig_helpers.report.statistics import Comparison, in_words
 
-OWN_CODES = ", own codes"
-"""After an extractor's name in ``classes.json``: with its encoder's codes."""
-
 APART, AGAIN = 0.25, 0.5
 """A rank correlation below which an order has fallen apart; a share of concepts found again."""
 
@@ -31,10 +28,12 @@ def verdict(tests: Mapping[str, Comparison]) -> str:
     >>> verdict({"a": better, "b": worse}), verdict({"a": worse, "b": open_})
     ('mixed', 'does not hold')
     """
-    found = {test.verdict for test in tests.values()}
-    if "better" in found:
-        return "mixed" if "worse" in found else "holds" if found == {"better"} else "holds in part"
-    return "does not hold" if "worse" in found else "not decided"
+    verdicts = {test.verdict for test in tests.values()}
+    if verdicts == {"better"}:
+        return "holds"
+    if "better" in verdicts:
+        return "mixed" if "worse" in verdicts else "holds in part"
+    return "does not hold" if "worse" in verdicts else "not decided"
 
 
 def table() -> str:
@@ -64,17 +63,17 @@ def _classes() -> Iterator[Row]:
         tests = {b: Comparison(**row["probability"]["gig_minus"][rival]) for b, row in ours.items()}
         where = f"{{numref}}`fig-class-larger`, {run['settings']['evaluated']} held-out photographs"
         yield _judged(claim, tests, where)
-    sae = {c: [r for r in rows if r["extractor"] == f"SAE, 5 epochs{c}"] for c in (OWN_CODES, "")}
-    claims = {
-        OWN_CODES: "Its concepts serve the class better than an SAE's (Table 2)",
-        "": "They do so with codes by the Lasso for both",
+    areas = "agreement", "insertion less deletion area, agreement, chapter 5"
+    alike = "likeness", "the three most relevant, likeness of classes, chapter 5"
+    claims_of_sae = {
+        "Its concepts serve the class better than an SAE's (Table 2)": ("own", *areas),
+        "They do so with codes by the Lasso for both": ("lasso", *areas),
+        "Its concepts look more like the class than an SAE's (Figure 4)": ("own", *alike),
     }
-    for codes, claim in claims.items():
-        tests = {row["block"]: _turned(row["agreement"]["minus_ours"]) for row in sae[codes]}
-        yield _judged(claim, tests, "insertion less deletion area, agreement, chapter 5")
-    tests = {row["block"]: _turned(row["likeness"]["minus_ours"]) for row in sae[OWN_CODES]}
-    claim = "Its concepts look more like the class than an SAE's (Figure 4)"
-    yield _judged(claim, tests, "the three most relevant, likeness of classes, chapter 5")
+    for claim, (codes, part, where) in claims_of_sae.items():
+        sae = (r for r in rows if r["extractor"] == "sae_short" and r["codes"] == codes)
+        tests = {row["block"]: _turned(row[part]["minus_ours"]) for row in sae}
+        yield _judged(claim, tests, where)
 
 
 def _readings() -> Iterator[Row]:
@@ -133,10 +132,10 @@ def _extractors() -> Iterator[Row]:
     run = artifacts.recorded("concepts")
     rows = sorted(run["rows"], key=lambda row: place(row["block"]))
     claims = {
-        ("SAE, 5 epochs", "own codes"): "It reconstructs better than an SAE's own codes (Table 1)",
-        ("SAE, 5 epochs", "pursuit"): "Its directions are better than an SAE's, like for like",
-        ("k-means", "pursuit"): "They are better than those of k-means, like for like",
-        ("random PFVs", "pursuit"): "They are better than PFVs drawn blindly, like for like",
+        ("sae_short", "own_codes"): "It reconstructs better than an SAE's own codes (Table 1)",
+        ("sae_short", "pursuit"): "Its directions are better than an SAE's, like for like",
+        ("kmeans", "pursuit"): "They are better than those of k-means, like for like",
+        ("random_pfvs", "pursuit"): "They are better than PFVs drawn blindly, like for like",
     }
     for (name, part), claim in claims.items():
         tests = {
@@ -155,10 +154,9 @@ def _sampling() -> Iterator[Row]:
         "missed of PFVs drawn by contribution": "They describe what contributes better",
     }
     for what, claim in claims.items():
-        found = {block: row[what]["minus_ours"] for block, row in rows.items()}
         # A gain is better where it is larger, an error where it is smaller.
         ours = _turned if what == "gain" else lambda test: Comparison(**test)
-        tests = {block: ours(test) for block, test in found.items()}
+        tests = {block: ours(row[what]["minus_ours"]) for block, row in rows.items()}
         yield _judged(claim, tests, "against uniform draws, chapter 8")
 
 
@@ -204,6 +202,6 @@ def _controls() -> Iterator[Row]:
     )
 
 
-def _turned(found: Mapping[str, float]) -> Comparison:
+def _turned(minus: Mapping[str, float]) -> Comparison:
     """Ours less theirs, of theirs less ours."""
-    return Comparison(-found["mean"], -found["high"], -found["low"], found["p_value"])
+    return Comparison(-minus["mean"], -minus["high"], -minus["low"], minus["p_value"])

@@ -8,20 +8,19 @@ from sklearn.linear_model import orthogonal_mp
 from torch import Tensor
 from torch.nn import functional as F
 
-from gig_helpers import Concepts, lasso, reconstruct
-from gig_helpers.codes import encode, relative_l2
+from gig_helpers import EXTRACTORS, Concepts, SparseAutoencoder, lasso
+from gig_helpers.codes import relative_l2
 from gig_helpers.concepts import wanted_nonzeros
 from gig_helpers.data import artifacts
 from gig_helpers.data.paper import PAPER
-from gig_helpers.extractors import EXTRACTORS, SparseAutoencoder
-from gig_helpers.report.statistics import compare, interval
+from gig_helpers.report.statistics import interval
 
-from .run import AFFORDABLE, Run, rounded, together, write
+from .run import AFFORDABLE, Run, minus, rounded, write
 
 PHOTOGRAPHS = 200
 """Photographs on either side of the split that errors are measured on, by one PFV each."""
 
-SEEDS = {"bisecting": 3, "random PFVs": 3}
+SEEDS = {"bisecting": 3, "random_pfvs": 3}
 """Seeds that an extractor is run with; the others are run with one."""
 
 
@@ -30,7 +29,7 @@ def make(run: Run) -> None:
     rows: dict[str, dict[str, Any]] = {}
     ours: dict[str, dict[str, Tensor]] = {}
     for name in EXTRACTORS:
-        for block in (b for b in PAPER["table_1"] if b in run.profile.blocks):
+        for block in (b for b in PAPER["table_1"] if b in run.blocks):
             if not run.affordable(block, name):
                 continue
             errors = _of_all_seeds(run, block, name)
@@ -47,13 +46,13 @@ def make(run: Run) -> None:
 def _of_all_seeds(run: Run, block: str, name: str) -> dict[str, Tensor]:
     """One extractor's numbers, of every seed."""
     left_out, seen = one_per_photograph(run, block)
-    found = []
-    for seed in range(SEEDS.get(name, 1)):
-        concepts = run.concepts(block, name, seed)
+    of_seeds = []
+    for draw in range(SEEDS.get(name, 1)):
+        concepts = run.concepts(block, name, draw)
         nonzeros = wanted_nonzeros(block, len(concepts))
         errors = _errors(concepts, left_out, seen, nonzeros)
-        found.append(errors | {"seconds": run.extracted(block, name, seed)["seconds"]})
-    every = {part: torch.stack([one[part] for one in found]) for part in found[0]}
+        of_seeds.append(errors | {"seconds": torch.tensor(run.seconds(block, name, draw))})
+    every = {part: torch.stack([each[part] for each in of_seeds]) for part in of_seeds[0]}
     # The pursuit takes longer than all else, so it has the first seed alone.
     first, beta = run.concepts(block, name), run.network.bn_shift(block)
     pursued = _pursued(first, left_out, beta, round(nonzeros))
@@ -65,31 +64,30 @@ def one_per_photograph(run: Run, block: str) -> tuple[Tensor, Tensor]:
 
     A photograph's first PFV, drawn by its contribution, so that all of them are independent.
     """
-    dataset, beta = run.dataset, run.network.bn_shift(block)
-    owner, x = dataset.photographs[dataset.picture_ids(block)], dataset.vectors(block)
-    out = dataset.held_out(block)
+    owner, x = run.pfvs.photographs[run.pfvs.picture_ids(block)], run.pfvs.vectors(block)
+    out = run.pfvs.held_out(block)
     first = torch.zeros(len(x), dtype=torch.bool)
     first[[int((owner == photograph).nonzero()[0]) for photograph in owner.unique()]] = True
     generator = torch.Generator().manual_seed(run.profile.seed + 1)
     left_out, seen = (
-        part[torch.randperm(len(part), generator=generator)[:PHOTOGRAPHS]].to(beta)
+        part[torch.randperm(len(part), generator=generator)[:PHOTOGRAPHS]].to(run.network.device)
         for part in (x[out & first], x[~out & first])
     )
     return left_out, seen
 
 
-@artifacts.cached("errors", lasso)
+@artifacts.cached("errors")
 def _errors(
     concepts: Concepts, left_out: Tensor, seen: Tensor, nonzeros: float
 ) -> dict[str, Tensor]:
     """Rel-ℓ2 (PFVs,) on either side of the split, of codes by eq. 2."""
-    parts = {}
-    for where, x in (("left_out", left_out), ("seen", seen)):
-        parts[where], parts[f"nonzeros_{where}"] = missed(concepts, x, nonzeros)
+    parts, directions = {}, concepts
     if isinstance(concepts, SparseAutoencoder):
-        own = concepts.codes(left_out)
+        own, directions = concepts.encode(left_out), concepts.dictionary()
         parts["nonzeros_own_codes"] = _nonzeros(own)
-        parts["own codes"] = relative_l2(left_out, reconstruct(own, concepts))
+        parts["own_codes"] = relative_l2(left_out, concepts.decode(own))
+    for where, x in (("left_out", left_out), ("seen", seen)):
+        parts[where], parts[f"nonzeros_{where}"] = missed(directions, x, nonzeros)
     return parts
 
 
@@ -99,8 +97,8 @@ def missed(concepts: Concepts, x: Tensor, nonzeros: float) -> tuple[Tensor, Tens
     Concepts are compared at the same number of non-zeros.
     """
     lam = lasso.lambda_for(x, concepts.vectors, nonzeros, beta=concepts.beta)
-    codes = encode(x, replace(concepts, lam=lam), tol=1e-4)
-    return relative_l2(x, reconstruct(codes, concepts)), _nonzeros(codes)
+    codes = replace(concepts, lam=lam).encode(x, tol=1e-4)
+    return relative_l2(x, concepts.decode(codes)), _nonzeros(codes)
 
 
 @artifacts.cached("pursuit")
@@ -109,7 +107,7 @@ def _pursued(concepts: Concepts, x: Tensor, beta: Tensor, nonzeros: int) -> dict
     alike = replace(concepts, vectors=F.normalize(concepts.vectors, dim=1), beta=beta)
     atoms, targets = (part.T.cpu().numpy() for part in (alike.vectors, x - beta))
     codes = torch.from_numpy(orthogonal_mp(atoms, targets, n_nonzero_coefs=nonzeros)).T.to(x)
-    return {"errors": relative_l2(x, reconstruct(codes, alike))}
+    return {"errors": relative_l2(x, alike.decode(codes))}
 
 
 def _nonzeros(codes: Tensor) -> Tensor:
@@ -122,12 +120,12 @@ def _compared(errors: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, A
     An autoencoder's own codes, which the paper's table judges, stand beside our codes by eq. 2.
     """
     entry: dict[str, Any] = {"records": _records(errors)}
-    for where in errors.keys() & {"left_out", "seen", "pursuit", "own codes"}:
+    for where in errors.keys() & {"left_out", "seen", "pursuit", "own_codes"}:
         mean = errors[where].mean(dim=0)
-        beside = ours["left_out" if where == "own codes" else where].mean(dim=0)
+        beside = ours["left_out" if where == "own_codes" else where].mean(dim=0)
         entry[where] = asdict(interval(mean)) | {
             "seeds": rounded(errors[where].mean(dim=1)),
-            "minus_ours": asdict(compare(mean, beside, together(len(PAPER["table_1"])))),
+            "minus_ours": minus(mean, beside, len(PAPER["table_1"])),
         }
     return entry
 

@@ -1,15 +1,12 @@
 """Concept graphs of two classes at the paper's size: Figures 1, 6 and 10 (chapter 7)."""
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import networkx as nx
-import torch
 
-from gig_helpers import concept_graph
-from gig_helpers.codes import load_codes
-from gig_helpers.data.profiles import CHAIN
-from gig_helpers.report.studies import seen_right
+from gig_helpers import concept_graph, decompose
 
 from .run import Run, write
 
@@ -34,39 +31,31 @@ WEAKEST = 0.2
 
 def make(run: Run) -> None:
     """Write ``graphs.json``: of those pairs whose classes the network gets right."""
-    of_class: dict[int, list[int]] = {}
-    for i in seen_right(run.pictures, run.dataset):
-        of_class.setdefault(int(run.dataset.predictions()[i]), []).append(i)
-    chain = [block for block in CHAIN if block in run.profile.blocks]
-    rows: list[dict[str, Any]] = []
+    by_class, rows = run.right_by_class(), list[dict[str, Any]]()
     for figure, names in PAIRS.items():
         classes = [run.network.classes.index(name) for name in names]
-        if set(classes) <= set(of_class):
-            chosen = [i for c in classes for i in of_class[c][:OF_EACH]]
-            blocks = list(run.profile.blocks) if figure == "6" else chain
+        if set(classes) <= set(by_class):
+            chosen = [i for c in classes for i in by_class[c][:OF_EACH]]
+            blocks = run.blocks if figure == "6" else run.chain
             row = {"figure": figure, "classes": names, "photographs": len(chosen)}
             rows.append(row | {"graph": _graph(run, chosen, blocks)})
             write(run, "graphs", rows, gap=run.profile.gap, of_each=OF_EACH)
 
 
-def _graph(run: Run, chosen: list[int], blocks: list[str]) -> dict[str, Any]:
+def _graph(run: Run, chosen: list[int], blocks: Iterable[str]) -> dict[str, Any]:
     """Node-link data of one graph; a concept's ``classes`` are those that its PFVs come from."""
+    predictions = run.pfvs.predictions()
     concepts = {block: run.concepts(block) for block in blocks}
-    codes = {}
-    for block, here in concepts.items():
-        images = (run.pictures[i][None].to(run.network.device) for i in chosen)
-        codes[block] = torch.cat([load_codes(run.network, image, here) for image in images])
-    labels = run.dataset.predictions()[chosen].tolist()
     graph = concept_graph(
-        run.network, codes, concepts, labels, tolerance=run.profile.gap,
-        batch_size=run.profile.batch_size,
+        decompose(run.network, run.pictures[chosen], concepts), predictions[chosen].tolist(),
+        tolerance=run.profile.gap, batch_size=run.profile.batch_size,
     )  # fmt: skip
-    for block, here in concepts.items():
-        ids = run.dataset.picture_ids(block)[~run.dataset.held_out(block)]
+    for block, of_block in concepts.items():
+        ids = run.pfvs.picture_ids(block)[~run.pfvs.held_out(block)]
         for data in (d for _, d in graph.nodes(data=True) if d["block"] == block):
-            photographs = ids[here.members(data["concept"]).cpu()].unique()
-            names = (run.network.classes[c] for c in run.dataset.predictions()[photographs])
-            data["photographs"] = len(photographs)
+            owners = ids[of_block.members(data["concept"]).cpu()].unique()
+            names = (run.network.classes[c] for c in predictions[owners])
+            data["photographs"] = len(owners)
             data["classes"] = dict(Counter(names).most_common(SHOWN))
     return nx.node_link_data(_thinned(graph), edges="edges")
 

@@ -1,20 +1,13 @@
 """The paper's reading beside ours: relevance for the probability (eq. 7), and C-μFidelity."""
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from gig_helpers import Concepts
-from gig_helpers.codes import load_codes
-from gig_helpers.curves import class_curves
-from gig_helpers.data.profiles import CHAIN
-from gig_helpers.importance import class_importance
+from gig_helpers import attribute, decompose, deletion_insertion
 from gig_helpers.report.fidelity import class_fidelity
-from gig_helpers.report.statistics import compare, interval
 
-from .run import Run, together, write
+from .run import Run, means, minus, minus_others, write
 
 PICTURES, SUBSETS = 25, 100
 """Photographs, every second one of the class study's; random sets of concepts of each."""
@@ -32,42 +25,36 @@ READINGS = {
 def make(run: Run) -> None:
     """Write ``readings.json``."""
     rows: list[dict[str, Any]] = []
-    blocks = [block for block in CHAIN if block in run.profile.blocks]
-    for block in reversed(blocks):
-        rows.insert(0, {"block": block} | _row(run, run.concepts(block), len(blocks)))
+    for block in reversed(run.chain):
+        rows.insert(0, {"block": block} | _row(run, block))
         write(
             run, "readings", rows, evaluated=len(run.evaluated(PICTURES)[1]), held_out=True,
             subsets=SUBSETS, gap=run.profile.gap, bracket=run.profile.bracket,
         )  # fmt: skip
 
 
-def _row(run: Run, concepts: Concepts, places: int) -> dict[str, Any]:
-    network, profile = run.network, run.profile
-    options: dict[str, Any] = {"tolerance": profile.gap, "batch_size": profile.batch_size}
-    fidelity, gains = list[Tensor](), list[Tensor]()
-    for image, label in zip(*run.evaluated(PICTURES), strict=True):
-        given = network, load_codes(network, image[None], concepts), concepts
-        importance = torch.cat(
-            [
-                class_importance(method, *given, [label], output=output, **options)
-                for method, output in READINGS.values()
-            ],
-            dim=1,
-        )
-        fidelity.append(class_fidelity(*given, importance, [label], subsets=SUBSETS))
-        both = importance[:, :2], [label]
-        found = class_curves(*given, *both, tolerance=profile.bracket)["probability"]
-        gains.append(found.gain())
-    scores, lead = torch.cat(fidelity), torch.cat(gains)
+def _row(run: Run, block: str) -> dict[str, Any]:
+    profile, places = run.profile, len(run.chain)
+    images, labels = run.evaluated(PICTURES)
+    d = decompose(run.network, images, {block: run.concepts(block)})
+    classes = [[label] for label in labels]
+    options: dict[str, Any] = {"batch_size": profile.batch_size, "tolerance": profile.gap}
+    importance = torch.cat(
+        [
+            attribute(d, block, classes, method=method, output=output, **options)
+            for method, output in READINGS.values()
+        ],
+        dim=1,
+    )
+    fidelity = class_fidelity(d, block, labels, importance, subsets=SUBSETS)
     # Undefined where nothing varies: no set of concepts that changes the logit, or no attribution.
-    scores = scores.nan_to_num(0.0)
+    arms = dict(zip(READINGS, fidelity.nan_to_num(0.0).T, strict=True))
+    both = importance[:, :2, None]
+    curves = deletion_insertion(d, block, classes, both, tolerance=profile.bracket)["probability"]
+    by_logit, by_probability = curves.gain()[:, :, 0].T
     return {
-        "k": len(concepts),
-        "fidelity": {n: asdict(interval(s)) for n, s in zip(READINGS, scores.T, strict=True)},
-        "gig_minus": {
-            name: asdict(compare(scores[:, 0], scores[:, n], together(places)))
-            for n, name in enumerate(READINGS)
-            if n
-        },
-        "order, logit less probability": asdict(compare(lead[:, 0], lead[:, 1], together(places))),
+        "k": len(d.concepts[block]),
+        "fidelity": means(arms),
+        "gig_minus": minus_others(arms, "gig", places),
+        "order, logit less probability": minus(by_logit, by_probability, places),
     }

@@ -1,12 +1,12 @@
-"""What the parts share: what a run starts from, its file, summaries of curves, seconds."""
+"""What the parts share: what a run starts from, its file, statistics, curves in short, seconds."""
 
 import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import gig_helpers.extractors
 from gig_helpers import (
+    EXTRACTORS,
     Concepts,
     Network,
-    clustering,
-    concepts,
-    lasso,
+    PFVDataset,
+    attribute,
+    decompose,
+    deletion_insertion,
+    fit_concepts,
     load_network,
     load_pictures,
     sample,
@@ -28,12 +30,11 @@ from gig_helpers import (
 from gig_helpers.curves import Curves
 from gig_helpers.data import artifacts, profiles
 from gig_helpers.data.pictures import Pictures
-from gig_helpers.data.profiles import Profile
-from gig_helpers.extractors import EXTRACTORS, SparseAutoencoder, sae, simple
-from gig_helpers.pfv import PFVDataset
+from gig_helpers.data.profiles import CHAIN, Profile
+from gig_helpers.importance import Target
 from gig_helpers.report.provenance import provenance
 from gig_helpers.report.statistics import compare, interval
-from gig_helpers.report.studies import evaluated
+from gig_helpers.report.studies import evaluated, present_targets
 
 RESULTS = Path(__file__).parent.parent / "book" / "results"
 
@@ -44,7 +45,7 @@ TIMED_PICTURES = 1
 """Pictures that the seconds of every step are measured on."""
 
 
-AFFORDABLE = {"k-means": 512, "SAE, converged": 256, "dictionary learning": 0}
+AFFORDABLE = {"kmeans": 512, "sae": 256, "dictionary_learning": 0}
 """Channels of the widest block that an extractor is run at.
 
 Twice as many channels are twice as many concepts too, and take four times longer or more.
@@ -56,75 +57,90 @@ epochs of the SAE, which has no limit here, took 1,395 s at layer4.2.
 
 @dataclass(frozen=True)
 class Run:
-    """What every part starts from; the larger things are made, or found, when first asked for."""
+    """What every part starts from; the larger things are made, or read, when first asked for."""
 
     profile: Profile
     network: Network
     pictures: Pictures
 
     @cached_property
-    def dataset(self) -> PFVDataset:
+    def pfvs(self) -> PFVDataset:
         """The profile's PFVs."""
         return sample(self.network, self.pictures, self.profile)
 
-    def concepts(self, block: str, extractor: str = "bisecting", seed: int = 0) -> Concepts:
-        """A block's concepts with their λ, of the PFVs that are not held out."""
-        parts = self.extracted(block, extractor, seed)
-        own = {name: part for name, part in parts.items() if name not in ("lam", "seconds")}
-        own = {name: part.to(self.network.device) for name, part in own.items()}
-        kind = SparseAutoencoder if "encoder" in own else Concepts
-        return kind(**own, block=block, lam=float(parts["lam"]))
+    @cached_property
+    def blocks(self) -> tuple[str, ...]:
+        """The profile's blocks."""
+        return self.profile.blocks_of(self.network)
+
+    @cached_property
+    def chain(self) -> list[str]:
+        """Those of them that the paper's figures show."""
+        return [block for block in CHAIN if block in self.blocks]
 
     def affordable(self, block: str, extractor: str) -> bool:
         """Whether an extractor makes 8 concepts per channel of this block in minutes."""
         channels = self.network.channels(block)
         return channels <= AFFORDABLE.get(extractor, channels)
 
-    def extracted(self, block: str, extractor: str, seed: int = 0) -> dict[str, Tensor]:
-        """What :meth:`concepts` is made of, and the seconds that it took."""
-        kept = int((~self.dataset.held_out(block)).sum())
-        k = self.profile.n_concepts(self.network.channels(block), kept)
-        return _extracted(self.network, self.dataset, block, extractor, k, seed)
+    def concepts(self, block: str, extractor: str = "bisecting", draw: int = 0) -> Concepts:
+        """A block's concepts, of the PFVs that are not held out; every draw has its own seed."""
+        self.seconds(block, extractor, draw)  # which makes them, if they are not there
+        return self._fitted(block, extractor, self.profile.seed + draw)
+
+    def seconds(self, block: str, extractor: str, draw: int) -> float:
+        """What :meth:`concepts` took when they were made, λ included."""
+        settings, seed = asdict(self.profile), self.profile.seed + draw
+        given = self.pfvs, settings, block, EXTRACTORS[extractor].fit, seed
+        return float(_seconds(*given, lambda: self._fitted(block, extractor, seed))["seconds"])
+
+    def _fitted(self, block: str, extractor: str, seed: int) -> Concepts:
+        options: dict[str, Any] = {"extractor": extractor, "seed": seed, "held_out": True}
+        return fit_concepts(self.pfvs, self.profile, [block], **options)[block]
+
+    def kept(self, block: str) -> Tensor:
+        """What :meth:`concepts` are made of: PFVs (n, C)."""
+        return self.pfvs.vectors(block)[~self.pfvs.held_out(block)].to(self.network.device)
+
+    @cached_property
+    def left_out(self) -> list[int]:
+        """Pictures that made no concept."""
+        block = self.blocks[0]
+        return self.pfvs.picture_ids(block)[self.pfvs.held_out(block)].unique().tolist()
 
     def evaluated(self, most: int | None = None) -> tuple[Tensor, list[int]]:
         """Pictures (N, 3, H, W) that are evaluated and made no concept, and their classes.
 
         As many as the profile says, and no more than ``most``.
         """
-        block = self.profile.blocks[0]
-        out = self.dataset.picture_ids(block)[self.dataset.held_out(block)].tolist()
-        count = min(self.profile.evaluation_pictures, most or len(out))
-        chosen = evaluated(self.pictures, self.dataset, count, among=set(out))
-        images = torch.stack([self.pictures[i] for i in chosen]).to(self.network.device)
-        return images, self.dataset.predictions()[chosen].tolist()
+        count = min(self.profile.evaluation_pictures, most or len(self.left_out))
+        chosen = evaluated(self.pfvs, count, among=self.left_out)
+        images = self.pictures[chosen].to(self.network.device)
+        return images, self.pfvs.predictions()[chosen].tolist()
+
+    def right_by_class(self) -> dict[int, list[int]]:
+        """Pictures that the network gets right, by their class."""
+        by_class: dict[int, list[int]] = {}
+        for i in self.pfvs.right():
+            by_class.setdefault(int(self.pfvs.predictions()[i]), []).append(i)
+        return by_class
 
 
-_CODE = (clustering, concepts, lasso, gig_helpers.extractors, sae, simple)
-
-
-@artifacts.cached("extracted", *_CODE)
-def _extracted(
-    network: Network, dataset: PFVDataset, block: str, extractor: str, k: int, seed: int
-) -> dict[str, Tensor]:
-    beta = network.bn_shift(block)
-    x = dataset.vectors(block)[~dataset.held_out(block)].to(beta)
+@artifacts.cached("fit-seconds", ignore=("fitted",))
+def _seconds(
+    pfvs: PFVDataset, settings: dict[str, Any], block: str, fit: Callable[..., Concepts], seed: int,
+    fitted: Callable[[], Concepts],
+) -> dict[str, Tensor]:  # fmt: skip
     begin = time.perf_counter()
-    made = EXTRACTORS[extractor](x, beta, k, seed, block=block)
-    seconds = torch.tensor(time.perf_counter() - begin)
-    lam = torch.tensor(concepts.tune(made, x, seed=seed).lam, dtype=torch.float64)
-    parts = {field.name: getattr(made, field.name) for field in fields(made)}
-    parts = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
-    return parts | {"lam": lam, "seconds": seconds}
+    fitted()
+    return {"seconds": torch.tensor(time.perf_counter() - begin)}
 
 
 def start() -> Run:
     """Load what the profile asks for."""
     profile = profiles.get()
     network = load_network(profile.network, profile.weights)
-    pictures = load_pictures(
-        profile.pictures, preprocessing=network.preprocessing, classes=network.classes
-    )
-    return Run(profile, network, pictures)
+    return Run(profile, network, load_pictures(profile.pictures, network))
 
 
 def write(run: Run, name: str, rows: list[dict[str, Any]], **settings: Any) -> None:
@@ -149,10 +165,34 @@ def together(places: int) -> float:
 
     Examples
     --------
-    >>> round(together(10), 4)
-    0.995
+    >>> round(together(1), 4), round(together(10), 4)
+    (0.95, 0.995)
     """
     return 1 - 0.05 / places
+
+
+def means(arms: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Mean of each arm (N,) with its own interval."""
+    return {name: asdict(interval(values)) for name, values in arms.items()}
+
+
+def minus(values: Tensor, others: Tensor, places: int) -> dict[str, Any]:
+    """Paired difference (N,), its interval corrected for so many places that are read together.
+
+    Examples
+    --------
+    >>> values = torch.arange(20.0)
+    >>> alone, of_ten = (minus(values, 0 * values, places) for places in (1, 10))
+    >>> alone["mean"] == of_ten["mean"], alone["high"] < of_ten["high"]
+    (True, True)
+    """
+    return asdict(compare(values, others, together(places)))
+
+
+def minus_others(arms: Mapping[str, Tensor], first: str, places: int) -> dict[str, Any]:
+    """One arm (N,) less each of the others."""
+    others = {name: values for name, values in arms.items() if name != first}
+    return {name: minus(arms[first], values, places) for name, values in others.items()}
 
 
 def summary(curves: Mapping[str, Curves], places: int) -> dict[str, Any]:
@@ -160,13 +200,10 @@ def summary(curves: Mapping[str, Curves], places: int) -> dict[str, Any]:
 
     ``places`` is how many blocks are read together: leads' intervals are corrected for it.
     """
+    gains = {method: of_method.gain() for method, of_method in curves.items()}
     return {
-        "orders": {method: _areas(found) for method, found in curves.items()},
-        "gig_minus": {
-            method: asdict(compare(curves["gig"].gain(), found.gain(), together(places)))
-            for method, found in curves.items()
-            if method != "gig"
-        },
+        "orders": {method: _areas(of_method) for method, of_method in curves.items()},
+        "gig_minus": minus_others(gains, "gig", places),
     }
 
 
@@ -176,11 +213,11 @@ def _areas(curves: Curves) -> dict[str, Any]:
         way: asdict(interval(curve.area())) | {"bracket": float(curve.bracket.mean())}
         for way, curve in both.items()
     }
-    means = {way: rounded(curve.mean(0).at(SHARES)) for way, curve in both.items()}
+    at_shares = {way: rounded(curve.mean(0).at(SHARES)) for way, curve in both.items()}
     return {
         **areas,
         "difference": asdict(interval(curves.gain())) | {"median": float(curves.gain().median())},
-        "curves": {"x": rounded(SHARES), **means},
+        "curves": {"x": rounded(SHARES), **at_shares},
     }
 
 
@@ -211,3 +248,36 @@ def nothing_kept() -> Iterator[None]:
             del os.environ["GIG_ARTIFACTS"]
             if elsewhere is not None:
                 os.environ["GIG_ARTIFACTS"] = elsewhere
+
+
+def seconds(
+    run: Run, images: Tensor, labels: list[int], source: Concepts, later: Concepts | None = None
+) -> dict[str, float]:
+    """Seconds of GIG's steps for these pictures: codes, importance, curves.
+
+    Of the class; or of concepts of a later block, to choose which is a step too.
+    """
+    spent: dict[str, float] = {}
+    block, options = source.block, dict[str, Any](batch_size=run.profile.batch_size)
+    target: Target = [[label] for label in labels]
+    with timed(spent, "codes"):
+        d = decompose(run.network, images, {c.block: c for c in (source, later) if c is not None})
+    if later is not None:
+        with timed(spent, "targets"):
+            target = later.block, present_targets(d, block, later.block, labels, run.profile)
+    with timed(spent, "gig"):
+        importance = attribute(d, block, target, tolerance=run.profile.gap, **options)
+    with timed(spent, "curves"):
+        deletion_insertion(d, block, target, importance, tolerance=run.profile.bracket, **options)
+    return spent
+
+
+def seconds_per_picture(
+    run: Run, source: Concepts, later: Concepts | None = None
+) -> dict[str, float]:  # fmt: skip
+    """The same from nothing, for one of the evaluated pictures."""
+    images, labels = run.evaluated()
+    few = images[:TIMED_PICTURES], labels[:TIMED_PICTURES]
+    with nothing_kept():
+        spent = seconds(run, *few, source, later)
+    return {step: t / TIMED_PICTURES for step, t in spent.items()}

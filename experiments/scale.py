@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from gig_helpers import concept_graph, picture_codes
-from gig_helpers.concepts import Concepts, extract, tune
+from gig_helpers import Concepts, concept_graph, decompose
+from gig_helpers.concepts import extract, tune
 
-from . import classes, interlayer
-from .run import TIMED_PICTURES, Run, nothing_kept, timed, write
+from .run import TIMED_PICTURES, Run, nothing_kept, seconds, timed, write
 
 
 def make(run: Run) -> None:
@@ -34,36 +33,36 @@ def make(run: Run) -> None:
 
 def _chain(run: Run) -> Iterator[dict[str, Any]]:
     """Every stage of the chain, one after the other, with the seconds it took."""
-    network, profile, found = run.network, run.profile, dict[str, Concepts]()
+    network, profile, concepts = run.network, run.profile, dict[str, Concepts]()
     spent: dict[str, float] = {}
 
     def row(stage: str, items: int, **more: Any) -> dict[str, Any]:
         return {"stage": stage, "items": items, "seconds": spent.pop(stage), **more}
 
     with timed(spent, "sampling"):
-        dataset = run.dataset
-    yield row("sampling", len(dataset.pictures))
-    for block in profile.blocks:
-        x, beta = dataset.vectors(block).to(network.device), network.bn_shift(block)
+        pfvs = run.pfvs
+    yield row("sampling", len(pfvs.pictures))
+    for block in run.blocks:
+        x, beta = pfvs.vectors(block).to(network.device), network.bn_shift(block)
         k = profile.n_concepts(network.channels(block), len(x))
         with timed(spent, "clustering"):
             made = extract(x, beta, k, profile.seed, block=block)
         yield row("clustering", len(x), block=block, k=k)
         with timed(spent, "penalty"):
-            found[block] = tune(made, x, seed=profile.seed)
+            concepts[block] = tune(made, x, seed=profile.seed)
         yield row("penalty", 1, block=block)
     images, labels = run.evaluated()
-    for block, here in found.items():
+    for block, here in concepts.items():
         with timed(spent, "class curves"):
-            steps = classes.seconds(run, images, labels, here)
+            steps = seconds(run, images, labels, here)
         yield row("class curves", len(images), block=block, steps=steps)
-    for a, b in pairwise(found):
+    for a, b in pairwise(concepts):
         with timed(spent, "interlayer curves"):
-            steps = interlayer.seconds(run, images, labels, found[a], found[b])
+            steps = seconds(run, images, labels, concepts[a], concepts[b])
         yield row("interlayer curves", len(images), block=a, target=b, steps=steps)
     with timed(spent, "graph of a picture"):
-        codes = picture_codes(network, images[:1], found)
-        concept_graph(network, codes, found, labels[:1], tolerance=profile.gap)
+        d = decompose(network, images[:1], concepts)
+        concept_graph(d, labels[:1], tolerance=profile.gap)
     yield row("graph of a picture", 1)
 
 

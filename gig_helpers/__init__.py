@@ -17,28 +17,62 @@ T            targets: classes, or concepts of a later block
 R            contribution of a position to the output (SRD)               (HW,)
 ===========  ===========================================================  ==========
 
-The order of a run is that of the names below: pictures, network, PFVs, concepts, codes, relevance,
-graph. :mod:`gig_helpers.gig` attributes concepts to concepts.
+The order of a run: :func:`load_network`, :func:`load_pictures`, :func:`sample` (PFVs),
+:func:`fit_concepts`, :func:`decompose`. Of a decomposition one asks :func:`attribute`,
+:func:`deletion_insertion`, :func:`concept_graph`, and of a whole data set :func:`class_concepts`,
+:func:`contrast` and :func:`matches`.
+
+Examples
+--------
+One's own model and pictures, to a graph that opens in a browser:
+
+>>> from gig_helpers import *
+>>> def explain(model, folder, path):
+...     network = Network(model)
+...     pictures = load_pictures(folder, network)
+...     pfvs = sample(network, pictures)
+...     concepts = fit_concepts(pfvs)
+...     d = decompose(network, pictures[[0]], concepts)
+...     save_html(illustrate(concept_graph(d), d, pfvs), path)
 """
 
-from .codes import picture_codes, reconstruct
-from .concepts import Concepts, load_concepts
+from .codes import Decomposition, decompose
+from .concepts import EXTRACTORS, Concepts, extractor, fit_concepts
+from .curves import deletion_insertion
 from .data.pictures import class_names, load_pictures
-from .gig import class_relevance
+from .data.profiles import Profile
+from .extractors import SparseAutoencoder
 from .graph import concept_graph
+from .importance import METHODS, attribute, method
 from .network import Network, load_network
-from .pfv import sample
+from .pfv import PFVDataset, sample
+from .report.examples import illustrate
+from .report.graph_page import save_html
+from .report.questions import class_concepts, contrast, matches
 
 __all__ = [
+    "EXTRACTORS",
+    "METHODS",
     "Concepts",
+    "Decomposition",
     "Network",
+    "PFVDataset",
+    "Profile",
+    "SparseAutoencoder",
+    "attribute",
+    "class_concepts",
     "class_names",
-    "class_relevance",
     "concept_graph",
-    "load_concepts",
+    "contrast",
+    "decompose",
+    "deletion_insertion",
+    "extractor",
+    "fit_concepts",
+    "illustrate",
     "load_network",
     "load_pictures",
-    "picture_codes",
-    "reconstruct",
+    "matches",
+    "method",
     "sample",
+    "save_html",
 ]

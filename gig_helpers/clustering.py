@@ -1,12 +1,14 @@
 """Bisecting spherical k-means, a scikit-learn estimator (section 3.2, appendix B)."""
 
 import heapq
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
@@ -25,7 +27,7 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
 
     A split depends on nothing but its cluster's points and a seed that the cluster inherits from
     its parent. So the largest clusters are split many at a time, and the result is that of
-    splitting one after the other.
+    splitting one after the other. The splits form a tree, which :func:`cut` cuts at any smaller k.
 
     Parameters
     ----------
@@ -51,6 +53,9 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
     cluster_centers_ : ndarray of shape (k, C)
         Unit centroids. Concept vectors are averages instead:
         :func:`gig_helpers.concepts.concept_vectors`.
+    parents_ : ndarray of shape (k,)
+        The tree: split t cut the cluster ``parents_[t]`` < t in two, which are called that and t
+        from then on; ``parents_[0]`` is 0.
     n_features_in_ : int
 
     Examples
@@ -92,6 +97,12 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
         ValueError
             If X is not finite, has a row of zeros, which points nowhere, or fewer rows than
             ``n_clusters``.
+
+        Warns
+        -----
+        sklearn.exceptions.ConvergenceWarning
+            If points of equal direction had to be split, as where there are fewer directions than
+            ``n_clusters``.
         """
         for name, least in (("n_clusters", 1), ("max_iter", 1), ("n_init", 1), ("tol", 0)):
             if getattr(self, name) < least:
@@ -103,12 +114,49 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
                 "ask for fewer clusters or give more PFVs"
             )
         root = check_random_state(self.random_state).randint(2**31 - 1)
-        labels = self._labels(unit, np.uint64(root))
+        labels, parents, arbitrary = self._grow(unit, np.uint64(root))
+        if arbitrary:
+            warnings.warn(
+                f"{self.n_clusters - arbitrary} distinct directions found, which is fewer than "
+                f"n_clusters={self.n_clusters}: equal points were split, and clusters share a "
+                "centre; ask for fewer clusters or leave out repeated points",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
         sums = torch.zeros(self.n_clusters, unit.shape[1], dtype=unit.dtype, device=unit.device)
         sums.index_add_(0, torch.from_numpy(labels).to(unit.device), unit)
-        self.labels_ = labels
+        self.labels_, self.parents_ = labels, parents
         self.cluster_centers_ = F.normalize(sums, dim=1).cpu().numpy()
         return self
+
+    def labels_at(self, n_clusters: int) -> NDArray[np.int64]:
+        """Label each point as a fit with fewer clusters would: the tree, cut higher up.
+
+        Parameters
+        ----------
+        n_clusters
+            From 1 to k.
+
+        Returns
+        -------
+        ndarray of shape (N,)
+            ``labels_`` of a fit of the same rows and seed with ``n_clusters``, to the last label.
+
+        Raises
+        ------
+        ValueError
+            If ``n_clusters`` is not from 1 to k.
+
+        Examples
+        --------
+        >>> x = np.random.default_rng(0).normal(size=(50, 4))
+        >>> model = BisectingSphericalKMeans(20, random_state=0).fit(x)
+        >>> fewer = BisectingSphericalKMeans(7, random_state=0).fit(x)
+        >>> bool((model.labels_at(7) == fewer.labels_).all())
+        True
+        """
+        check_is_fitted(self)
+        return cut(torch.from_numpy(self.parents_), n_clusters).numpy()[self.labels_]
 
     def predict(self, X: ArrayLike | Tensor) -> NDArray[np.int64]:
         """Label (N,) of the centroid with the largest cosine to each row of X (N, C).
@@ -137,67 +185,84 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
         # In place: all PFVs of a block are the most that this module holds.
         return unit.div_(norms)
 
-    def _labels(self, unit: Tensor, root: np.uint64) -> NDArray[np.int64]:
+    def _grow(
+        self, unit: Tensor, root: np.uint64
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+        """Labels, the tree, and how many splits parted points of one direction."""
         # The heap orders clusters as the one-at-a-time method would take them, by size and label.
-        # When the first one has not been split yet, the next ones in line are split with it.
-        heap = [(-len(unit), 0, np.arange(len(unit)), root)]
-        ready: dict[int, NDArray[np.bool_]] = {}
-        while len(heap) < self.n_clusters:
-            if heap[0][1] not in ready:
-                first = heapq.nsmallest(self.n_clusters - len(heap), heap)
-                waiting = [cluster for cluster in first if cluster[1] not in ready]
-                _, batch, members, seeds = zip(*waiting, strict=True)
+        # When the first one has not been split yet, the next ones in line are split with it: as
+        # many as fit, even past the last split, since rounding depends on a batch's shape and the
+        # first splits must not depend on how many follow.
+        heap = [(False, -len(unit), 0, np.arange(len(unit)), root)]
+        ready: dict[int, tuple[NDArray[np.bool_], bool]] = {}
+        parents = np.zeros(self.n_clusters, np.int64)
+        arbitrary = 0
+        while (new := len(heap)) < self.n_clusters:
+            if heap[0][2] not in ready:
+                room = max(1, _CHUNK // (-heap[0][1] * unit.shape[1]))
+                first = heapq.nsmallest(room + len(ready), heap)
+                waiting = [cluster for cluster in first if cluster[2] not in ready][:room]
+                _, _, batch, members, seeds = zip(*waiting, strict=True)
                 ready.update(zip(batch, self._bisect(unit, members, np.array(seeds)), strict=True))
-            _, label, rows, seed = heapq.heappop(heap)
-            second = ready.pop(label)
-            halves = (label, rows[~second]), (len(heap) + 1, rows[second])
+            last, size, label, rows, seed = heapq.heappop(heap)
+            if ready[label][1] and not last:
+                # Nothing in it to tell apart: split only when all others are split.
+                heapq.heappush(heap, (True, size, label, rows, seed))
+                continue
+            second, equal = ready.pop(label)
+            parents[new] = label
+            arbitrary += equal
+            halves = (label, rows[~second]), (new, rows[second])
             for (child, part), own in zip(halves, _mix(np.stack([seed, ~seed])), strict=True):
-                heapq.heappush(heap, (-len(part), child, part, own))
+                heapq.heappush(heap, (False, -len(part), child, part, own))
         labels = np.empty(len(unit), np.int64)
-        for _, label, rows, _ in heap:
+        for *_, label, rows, _ in heap:
             labels[rows] = label
-        return labels
+        return labels, parents, arbitrary
 
     def _bisect(
         self, unit: Tensor, clusters: Sequence[NDArray[np.int64]], seeds: NDArray[np.uint64]
-    ) -> list[NDArray[np.bool_]]:
-        """Split each cluster, the largest come first: is a point of it in the second half?
+    ) -> list[tuple[NDArray[np.bool_], bool]]:
+        """Split each cluster: is a point of it in the second half, have all one direction?
 
-        Clusters of similar size are padded to one shape and share their matrix products.
+        The largest come first; all are padded to its shape and share their matrix products.
         """
-        sides: list[NDArray[np.bool_]] = []
-        while len(sides) < len(clusters):
-            width = len(clusters[len(sides)])
-            chunk = slice(len(sides), len(sides) + max(1, _CHUNK // (width * unit.shape[1])))
-            sizes = np.array([len(members) for members in clusters[chunk]])
-            real = np.arange(width) < sizes[:, None]
-            index = np.zeros(real.shape, np.int64)
-            index[real] = np.concatenate(clusters[chunk])
-            mask = torch.from_numpy(real).to(unit.device)
-            if width == len(unit):
-                points = unit[None]  # the first split, of all points: no copy
-            else:
-                points = unit[torch.from_numpy(index)]
-                points *= mask[..., None]
-            second = self._two_means(points, mask, seeds[chunk]).cpu().numpy()
-            sides += [row[:size] for row, size in zip(second, sizes, strict=True)]
-        return sides
+        sizes = np.array([len(members) for members in clusters])
+        real = np.arange(sizes[0]) < sizes[:, None]
+        index = np.zeros(real.shape, np.int64)
+        index[real] = np.concatenate(clusters)
+        mask = torch.from_numpy(real).to(unit.device)
+        if sizes[0] == len(unit):
+            points = unit[None]  # the first split, of all points: no copy
+        else:
+            points = unit[torch.from_numpy(index)]
+            points *= mask[..., None]
+        second, equal = (part.cpu().numpy() for part in self._two_means(points, mask, seeds))
+        return [(row[:size], same) for row, size, same in zip(second, sizes, equal, strict=True)]
 
-    def _two_means(self, points: Tensor, mask: Tensor, seeds: NDArray[np.uint64]) -> Tensor:
-        """Spherical 2-means of padded clusters (B, S, C), mask (B, S) → second half (B, S)."""
+    def _two_means(
+        self, points: Tensor, mask: Tensor, seeds: NDArray[np.uint64]
+    ) -> tuple[Tensor, Tensor]:
+        """Spherical 2-means of padded clusters (B, S, C), mask (B, S) → second half (B, S).
+
+        Also (B,): have all points of the cluster one direction, so that any two halves are equal?
+        """
         total = points.sum(1)
         size = mask.sum(1)
         best = torch.zeros_like(mask)
         best_score = torch.full_like(total[:, 0], -torch.inf)
         for attempt in range(self.n_init):
             second = _start(points, mask, _mix(seeds + np.uint64(attempt)))
+            running = torch.ones_like(mask[:, 0])
             for _ in range(self.max_iter):
                 sums = (second[:, None].to(points) @ points)[:, 0]
                 difference = F.normalize(sums, dim=1) - F.normalize(total - sums, dim=1)
                 moved = ((points @ difference[..., None])[..., 0] > 0) & mask
                 changed = (moved != second).sum(1)
-                second = moved
-                if (changed <= self.tol * size).all():
+                # What has converged stays as it is: its neighbours in the batch must not count.
+                second = torch.where(running[:, None], moved, second)
+                running &= changed > self.tol * size
+                if not running.any():
                     break
             sums = (second[:, None].to(points) @ points)[:, 0]
             score = sums.norm(dim=1) + (total - sums).norm(dim=1)
@@ -210,7 +275,46 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
             cosine = (points[stuck] @ total[stuck][..., None])[..., 0]
             cosine = cosine.masked_fill(~mask[stuck], torch.inf)
             best[stuck] = F.one_hot(cosine.argmin(1), mask.shape[1]).bool()
-        return best
+        return best, _of_one_direction(points, mask, total)
+
+
+def cut(parents: Tensor, n_clusters: int) -> Tensor:
+    """Cut the tree of splits where there were ``n_clusters``; not in the paper.
+
+    Parameters
+    ----------
+    parents
+        (k,), ``parents_`` of a :class:`BisectingSphericalKMeans`.
+    n_clusters
+        From 1 to k.
+
+    Returns
+    -------
+    Tensor
+        (k,), for each of the k clusters the label of the cluster that it came from.
+
+    Raises
+    ------
+    ValueError
+        If ``n_clusters`` is not from 1 to k.
+
+    Examples
+    --------
+    >>> parents = torch.tensor([0, 0, 1, 0, 2])
+    >>> cut(parents, 3).tolist()
+    [0, 1, 2, 0, 2]
+    """
+    if not 1 <= n_clusters <= len(parents):
+        raise ValueError(
+            f"n_clusters must be from 1 to {len(parents)}, the clusters of the tree, got "
+            f"{n_clusters}: fit with more clusters to cut lower down"
+        )
+    labels = torch.arange(len(parents), device=parents.device)
+    ancestors = torch.where(labels < n_clusters, labels, parents)
+    # Doubles the steps up the tree, so that even a tree that is one long branch costs log₂ k.
+    for _ in range(len(parents).bit_length()):
+        ancestors = ancestors[ancestors]
+    return ancestors
 
 
 def nearest_centre(x: Tensor, centres: Tensor) -> Tensor:
@@ -248,6 +352,17 @@ def _start(points: Tensor, mask: Tensor, seeds: NDArray[np.uint64]) -> Tensor:
         moment = (along[:, None] @ points)[:, 0] - along.sum(1, keepdim=True) * mean
         direction = F.normalize(moment, dim=1)
     return along > 0
+
+
+def _of_one_direction(points: Tensor, mask: Tensor, total: Tensor) -> Tensor:
+    """Do cosines, all that a split sees, tell no two points of a cluster apart? (B,)."""
+    # The length of the mean spares most clusters the look at every point. It alone would miss the
+    # one point among thousands that differs.
+    tight = total.norm(dim=1) > 0.999 * mask.sum(1)
+    close = points[tight]
+    distance = (close - close[:, :1]).square().sum(2) * mask[tight]
+    tight[tight.clone()] = distance.amax(1) < torch.finfo(points.dtype).eps
+    return tight
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -1,109 +1,166 @@
-"""PFVs to codes U with x ≈ β + Σ_j u_j v_j, few u_j not zero (eqs. 1, 2 and 9), and back."""
+"""Pictures written as concepts: codes U with x ≈ β + Σ_j u_j v_j (eqs. 1, 2, 9), and what they say.
 
-from collections.abc import Mapping
+A :class:`Decomposition` holds a network, some pictures, and their concepts and codes at some
+blocks. Attributions, curves and graphs are asked of it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
 
-from . import lasso, traced
-from . import network as network_module
 from .concepts import Concepts
 from .data import artifacts
 from .network import Network
 
+Removal = Mapping[str, int | Sequence[int]]
+"""Concepts to take out, by block: the number of one, or of several."""
 
-def encode(x: Tensor, concepts: Concepts, *, tol: float = 1e-5) -> Tensor:
-    """Signed codes of PFVs (eq. 2), with the concepts' own β and λ.
 
-    Without λ it is the concepts that make codes, if they can: a
-    :class:`gig_helpers.extractors.sae.SparseAutoencoder` can.
+@dataclass(frozen=True)
+class Decomposition:
+    """Some pictures of a network, written as concepts of some blocks (section 3.2).
 
-    Parameters
+    Attributes
     ----------
-    x
-        PFVs (..., C), not centred.
-    tol
-        Relative duality gap to reach; see :func:`gig_helpers.lasso.lasso_codes`.
-
-    Returns
-    -------
-    Tensor
-        (..., k), exactly 0 where a concept is not used.
-
-    Raises
-    ------
-    ValueError
-        If the concepts have no λ yet and make no codes, and as
-        :func:`gig_helpers.lasso.lasso_codes`.
-
-    Examples
-    --------
-    >>> concepts = Concepts(torch.eye(2), torch.ones(2), torch.arange(2), lam=1.0)
-    >>> encode(torch.tensor([4.0, 1.5]), concepts).tolist()  # the rest, 0.5, is below λ
-    [2.0, 0.0]
-    """
-    if concepts.lam is None:
-        return concepts.codes(x)
-    return lasso.lasso_codes(x, concepts.vectors, concepts.lam, beta=concepts.beta, tol=tol)
-
-
-def reconstruct(codes: Tensor, concepts: Concepts) -> Tensor:
-    """X̃ = UV + β (eq. 9): codes (..., k) → (..., C).
-
-    Examples
-    --------
-    >>> concepts = Concepts(2 * torch.eye(2), torch.ones(2), torch.arange(2))
-    >>> reconstruct(torch.tensor([3.0, 0.0]), concepts).tolist()
-    [7.0, 1.0]
-    """
-    return codes @ concepts.vectors + concepts.beta
-
-
-@torch.no_grad()
-def picture_codes(
-    network: Network, images: Tensor, concepts: Mapping[str, Concepts]
-) -> dict[str, Tensor]:
-    """Codes of every position of some pictures, at several blocks (eqs. 1 and 2).
-
-    Parameters
-    ----------
+    network
+        The network that the pictures pass.
     images
-        Normalised pictures (N, 3, H, W).
+        Normalised pictures (N, 3, H, W), on the network's device.
     concepts
-        ``{block: Concepts}``
-
-    Returns
-    -------
-    dict
-        ``{block: (N, H·W, k)}`` in the network's order, positions row-major, or tokens.
+        ``{block: Concepts}`` in the network's order.
+    codes
+        ``{block: U}`` of the same blocks: coefficients (N, H·W, k) of the atoms; positions
+        row-major, or tokens.
 
     Raises
     ------
     ValueError
-        As :func:`encode`.
+        If pictures, concepts, codes and network do not fit each other, or codes hold NaN.
 
     Examples
     --------
     >>> from torchvision.models import resnet18
-    >>> network = Network(resnet18(num_classes=5), device="cpu")
-    >>> concepts = Concepts(torch.randn(3, 512), torch.zeros(512), torch.arange(3), lam=1.0)
-    >>> codes = picture_codes(network, torch.randn(1, 3, 64, 64), {"layer4.1": concepts})
-    >>> codes["layer4.1"].shape  # 64 pixels are 2 positions of layer 4
-    torch.Size([1, 4, 3])
+    >>> network, block = Network(resnet18(num_classes=5), device="cpu"), "layer4.1"
+    >>> concepts = Concepts(torch.randn(3, 512), network.bn_shift(block), torch.arange(3), block)
+    >>> codes = {block: torch.ones(2, 4, 3)}
+    >>> d = Decomposition(network, torch.randn(2, 3, 64, 64), {block: concepts}, codes)
+    >>> len(d), d.blocks, len(d[[1]]), d.logits().shape
+    (2, ('layer4.1',), 1, torch.Size([2, 5]))
+    >>> d.reconstruction(block).shape, d.residual(block).shape
+    (torch.Size([2, 4, 512]), torch.Size([2, 4, 512]))
+    >>> d.without({block: [0, 2]}).codes[block][0, 0]
+    tensor([0., 1., 0.])
     """
-    maps = network.preactivations(images, concepts)
-    return {
-        block: encode(network.positions(x, block), concepts[block]) for block, x in maps.items()
-    }
+
+    network: Network
+    images: Tensor
+    concepts: Mapping[str, Concepts]
+    codes: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        network, order = self.network, sorted(self.concepts, key=self.network.index)
+        if list(self.concepts) != order or list(self.codes) != order:
+            raise ValueError(
+                f"concepts of {list(self.concepts)} and codes of {list(self.codes)}: both must "
+                "hold the same blocks in the network's order"
+            )
+        for block, u in self.codes.items():
+            here, channels = self.concepts[block], network.channels(block)
+            expected = (len(self.images), here.vectors.shape)
+            if u.ndim != 3 or (len(u), (u.shape[2], channels)) != expected:
+                raise ValueError(
+                    f"{block}: codes (N, HW, k) {tuple(u.shape)} and concepts (k, C) "
+                    f"{tuple(here.vectors.shape)} do not fit {len(self.images)} pictures and "
+                    f"{channels} channels"
+                )
+            if not torch.isfinite(u).all():
+                raise ValueError(f"{block}: codes hold NaN or infinite values")
+        like = network.device, network.dtype
+        object.__setattr__(self, "images", self.images.to(*like))
+        moved = {block: here.to(*like) for block, here in self.concepts.items()}
+        object.__setattr__(self, "concepts", moved)
+        object.__setattr__(self, "codes", {block: u.to(*like) for block, u in self.codes.items()})
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: slice | Sequence[int]) -> "Decomposition":
+        """Some of the pictures."""
+        some = {block: u[rows] for block, u in self.codes.items()}
+        return replace(self, images=self.images[rows], codes=some)
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Its blocks, in the network's order."""
+        return tuple(self.concepts)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of network, pictures, concepts and codes."""
+        parts = [self.network, self.images, self.concepts, self.codes]
+        return artifacts.key("decomposition", artifacts.fingerprint(parts))
+
+    def at(self, *blocks: str) -> "Decomposition":
+        """The same pictures at some of the blocks."""
+        concepts = {block: self.concepts[block] for block in blocks}
+        return replace(self, concepts=concepts, codes={b: self.codes[b] for b in blocks})
+
+    def reconstruction(self, block: str) -> Tensor:
+        """X̃ = UV + β (N, H·W, C) of eq. 9."""
+        return self.concepts[block].decode(self.codes[block])
+
+    @torch.no_grad()
+    def residual(self, block: str) -> Tensor:
+        """ε = X − X̃ (N, H·W, C) of eq. 1: what the concepts miss. A forward pass a picture."""
+        x = self.network.preactivations(self.images, [block])[block]
+        return self.network.positions(x, block) - self.reconstruction(block)
+
+    def without(self, removed: Removal) -> "Decomposition":
+        """The same with these concepts' codes set to 0."""
+        codes = dict(self.codes)
+        for block, numbers in removed.items():
+            codes[block] = codes[block].index_fill(2, self.concepts[block].atoms(numbers), 0.0)
+        return replace(self, codes=codes)
+
+    @torch.no_grad()
+    def logits(self, without: Removal | None = None) -> Tensor:
+        """The network's logits (N, classes), with these concepts taken out on the way.
+
+        In each block u_pq v_q, of a family those of its atoms, is subtracted at every position;
+        all else stays, the residual included.
+        """
+        blocks = [b for b in self.blocks if b in (without or {})]
+        if not blocks:
+            return self.network.logits(self.images)
+        x = self.network.preactivations(self.images, blocks[:1])[blocks[0]]
+        x = self.network.positions(x, blocks[0])
+        for block, above in zip(blocks, [*blocks[1:], None], strict=True):
+            atoms = self.concepts[block].atoms((without or {})[block])
+            part = self.codes[block][:, :, atoms] @ self.concepts[block].vectors[atoms]
+            x = self.network.segment(block, above)(x - part)
+        return x
 
 
-def load_codes(network: Network, images: Tensor, concepts: Concepts) -> Tensor:
-    """Codes (N, H·W, k) of some pictures (eq. 2), each from disk where an equal run left them.
+@torch.no_grad()
+def decompose(
+    network: Network, images: Tensor, concepts: Mapping[str, Concepts]
+) -> Decomposition:  # fmt: skip
+    """Write pictures as concepts (eqs. 1 and 2); codes come from disk where an equal run left them.
 
     Parameters
     ----------
     images
-        Normalised pictures (N, 3, H, W).
+        Normalised pictures (N, 3, H, W), such as ``pictures[[0, 3]]``.
+    concepts
+        ``{block: Concepts}``
+
+    Raises
+    ------
+    ValueError
+        If there are no pictures, or of another shape, and as :meth:`Concepts.encode`.
 
     Examples
     --------
@@ -115,24 +172,42 @@ def load_codes(network: Network, images: Tensor, concepts: Concepts) -> Tensor:
     >>> vectors = torch.randn(3, 512)
     >>> concepts = Concepts(vectors, torch.zeros(512), torch.arange(3), "layer4.1", lam=1.0)
     >>> with TemporaryDirectory() as here, patch.dict(os.environ, GIG_ARTIFACTS=here):
-    ...     made, read = (load_codes(network, images, concepts) for _ in range(2))
-    ...     len(os.listdir(here))  # one file per picture
+    ...     made, read = (decompose(network, images, {"layer4.1": concepts}) for _ in range(2))
+    ...     len(os.listdir(here))  # a file for each picture and block
     2
-    >>> made.shape, torch.equal(made, read)
+    >>> made.codes["layer4.1"].shape, torch.equal(made.codes["layer4.1"], read.codes["layer4.1"])
     (torch.Size([2, 4, 3]), True)
     """
-    found = []
+    if not len(images):
+        raise ValueError("there is no picture to decompose")
+    images = network.checked(images).to(network.dtype)
+    fitting = {
+        block: replace(concepts[block], block=block).to(network.device, network.dtype)
+        for block in sorted(concepts, key=network.index)
+    }
+    codes: dict[str, list[Tensor]] = {block: [] for block in fitting}
     for image in images:
-        stored = _sparse_codes(network, image, concepts)
-        place, shape = stored["place"].T, stored["shape"].tolist()
-        codes = torch.sparse_coo_tensor(place, stored["values"], shape, check_invariants=True)
-        found.append(codes.to_dense().to(concepts.vectors))
-    return torch.stack(found)
+        maps = _maps(network, image, fitting)
+        for block, here in fitting.items():
+            stored = _sparse_codes(network, image, here.at(None), maps)  # alike at every level
+            place, shape = stored["place"].T, stored["shape"].tolist()
+            sparse = torch.sparse_coo_tensor(place, stored["values"], shape, check_invariants=True)
+            codes[block].append(sparse.to_dense().to(here.vectors))
+    return Decomposition(network, images, fitting, {b: torch.stack(u) for b, u in codes.items()})
 
 
-@artifacts.cached("codes", traced, network_module, lasso)
-def _sparse_codes(network: Network, image: Tensor, concepts: Concepts) -> dict[str, Tensor]:
-    codes = picture_codes(network, image[None], {concepts.block: concepts})[concepts.block][0]
+def _maps(
+    network: Network, image: Tensor, blocks: Mapping[str, Concepts]
+) -> Callable[[], dict[str, Tensor]]:
+    """Pre-activations of a picture at all blocks: one pass for all, if any codes are missing."""
+    return cache(lambda: network.preactivations(image[None], blocks))
+
+
+@artifacts.cached("codes", ignore=("maps",))
+def _sparse_codes(
+    network: Network, image: Tensor, concepts: Concepts, maps: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    codes = concepts.encode(network.positions(maps()[concepts.block], concepts.block))[0]
     sparse = codes.to_sparse()
     place, values = sparse.indices().T.int(), sparse.values()
     return {"place": place, "values": values, "shape": torch.tensor(codes.shape)}

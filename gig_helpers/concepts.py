@@ -1,21 +1,33 @@
-"""Concepts of a block: vectors V, shift β, and the λ that codes are found with (section 3.2)."""
+"""Concepts of a block: vectors V, shift β, and how PFVs are written with them (section 3.2).
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+The contract of everything that makes concepts: ``fit`` (a function of :data:`EXTRACTORS`) returns
+:class:`Concepts`, which ``encode`` PFVs to codes and ``decode`` these. An autoencoder overrides
+``encode`` alone; what it needs are further fields, tensors or JSON, which :func:`save` keeps.
+
+Codes are those of *atoms*, as many as the paper says or the pictures allow: they reconstruct. What
+one speaks of are *families*, where the concepts have a tree and a ``level``: sums of atoms, which
+other photographs give again (:mod:`gig_helpers.families`). Without a level each atom is a concept.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import pandas as pd
 import torch
+from safetensors import safe_open
 from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import clustering, lasso
+from . import clustering, families, lasso
 from .clustering import BisectingSphericalKMeans, rows_of
 from .data import artifacts, paper
 from .data.profiles import Profile
-from .network import Network
 from .pfv import PFVDataset
 
 Average = Literal["unit", "raw"]
@@ -28,30 +40,47 @@ class Concepts:
     Attributes
     ----------
     vectors
-        V (k, C).
+        V (k, C), the atoms.
     beta
         β (C,), the shift that PFVs are centred by: μ_BN (eq. 8), or an extractor's own.
     labels
-        (N,), the concept of each PFV that they come from.
+        (N,), the atom of each PFV that they come from.
     block
         Name of the block.
     lam
-        λ of eq. 2; ``None`` until :func:`tune` has chosen it.
+        λ of eq. 2, which :func:`tune` chooses; ``None``: not chosen yet.
+    parents
+        (k,), the tree of atoms; see :class:`gig_helpers.clustering.BisectingSphericalKMeans`.
+    level
+        Number of families K that the tree is cut into; ``None``: each atom is a concept.
 
     Raises
     ------
     ValueError
-        If the shapes do not fit, or a vector is NaN or infinite.
+        If the shapes do not fit, a vector is NaN or infinite, or the tree has no such level.
 
     Examples
     --------
     >>> concepts = Concepts(torch.eye(2), torch.zeros(2), torch.tensor([0, 0, 1]), "layer4.2")
-    >>> len(concepts), concepts.members(0).tolist()
-    (2, [0, 1])
+    >>> len(concepts), concepts.members(0).tolist(), concepts.to("cpu", torch.float64).beta.dtype
+    (2, [0, 1], torch.float64)
     >>> concepts.nearest(torch.tensor([[3.0, 1.0], [9.0, 1.0], [1.0, 5.0]]), 1).tolist()
     [[1], [2]]
     >>> concepts.class_entropy(torch.tensor([7, 8, 7])).tolist()  # two classes: one bit
     [1.0, 0.0]
+
+    Three atoms of one, two and one PFVs, of which the last was split off the first:
+
+    >>> tree = torch.tensor([0, 0, 0])
+    >>> labels = torch.tensor([0, 1, 1, 2])
+    >>> atoms = Concepts(torch.eye(3), torch.zeros(3), labels, parents=tree)
+    >>> families = atoms.at(2)
+    >>> len(families), families.family.tolist(), families.members(0).tolist()
+    (2, [0, 1, 0], [0, 3])
+    >>> families.directions.tolist(), families.gathered(torch.tensor([1.0, 5.0, 2.0])).tolist()
+    ([[0.5, 0.0, 0.5], [0.0, 1.0, 0.0]], [3.0, 5.0])
+    >>> families.atoms(0).tolist(), len(families.at(None))
+    ([0, 2], 3)
     """
 
     vectors: Tensor
@@ -59,6 +88,16 @@ class Concepts:
     labels: Tensor
     block: str = ""
     lam: float | None = None
+    parents: Tensor | None = None
+    level: int | None = None
+
+    needs_lam: ClassVar[bool] = True
+    """Whether :meth:`encode` solves eq. 2."""
+    _kinds: ClassVar[dict[str, type["Concepts"]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        Concepts._kinds[cls.__qualname__] = cls
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or self.beta.shape != self.vectors.shape[1:]:
@@ -68,31 +107,107 @@ class Concepts:
             )
         if not (torch.isfinite(self.vectors).all() and torch.isfinite(self.beta).all()):
             raise ValueError("concepts hold NaN or infinite values")
+        if self.level is not None:
+            if self.parents is None:
+                raise ValueError(
+                    f"the concepts of {self.block!r} have no tree to be cut into families"
+                )
+            clustering.cut(self.parents, self.level)
 
     def __len__(self) -> int:
-        return len(self.vectors)
+        return len(self.vectors) if self.level is None else self.level
+
+    def at(self, level: int | None) -> "Concepts":
+        """The same atoms, spoken of as so many families; ``None``: as themselves."""
+        return replace(self, level=level)
+
+    @cached_property
+    def family(self) -> Tensor:
+        """(k,), the family of each atom."""
+        if self.level is None or self.parents is None:
+            return torch.arange(len(self.vectors), device=self.vectors.device)
+        return clustering.cut(self.parents, self.level)
+
+    def atoms(self, concepts: int | Sequence[int] | Tensor) -> Tensor:
+        """Numbers of the atoms of a concept, or of several."""
+        wanted = torch.as_tensor(concepts, device=self.family.device).reshape(-1)
+        return torch.isin(self.family, wanted).nonzero()[:, 0]
+
+    def gathered(self, values: Tensor) -> Tensor:
+        """Values of atoms (..., k) summed over each concept's (..., K), as relevances add up."""
+        if self.level is None:
+            return values
+        sums = values.new_zeros(*values.shape[:-1], len(self))
+        return sums.index_add_(-1, self.family.to(values.device), values)
+
+    @cached_property
+    def directions(self) -> Tensor:
+        """(K, C), the vector of each concept: of a family that of all its PFVs (appendix B).
+
+        The average of its atoms' vectors, each as often as it has PFVs.
+        """
+        if self.level is None:
+            return self.vectors
+        sizes = torch.bincount(self.labels, minlength=len(self.vectors)).to(self.vectors)
+        sums = self.gathered((self.vectors * sizes[:, None]).T)
+        return (sums / self.gathered(sizes)).T.contiguous()
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of block, vectors, β and λ."""
-        lam = torch.tensor(float("nan") if self.lam is None else self.lam, dtype=torch.float64)
-        return f"{self.block}-{artifacts.digest(self.vectors, self.beta, lam)}"
+        """Hash of everything that codes depend on: the class with its code, and every field."""
+        tensors, plain = _parts(self)
+        parts = {name: artifacts.digest(part) for name, part in tensors.items()}
+        kind = type(self).__qualname__
+        return artifacts.key(kind, parts | plain, artifacts.code_of(type(self)))
 
-    def codes(self, x: Tensor) -> Tensor:
-        """Codes (..., k) of PFVs x (..., C) that no λ is needed for: a sparse autoencoder's own.
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Concepts":
+        """The same concepts on a device, and their vectors in a dtype."""
+        moved: dict[str, Any] = {
+            name: part.to(device, dtype if part.is_floating_point() else None)
+            for name, part in _parts(self)[0].items()
+        }
+        return replace(self, **moved)
+
+    def encode(self, x: Tensor, *, tol: float = 1e-5) -> Tensor:
+        """Codes of PFVs: signed, by the Lasso (eq. 2) with the concepts' own β and λ.
+
+        Parameters
+        ----------
+        x
+            PFVs (..., C), not centred.
+        tol
+            Relative duality gap to reach; see :func:`gig_helpers.lasso.lasso_codes`.
+
+        Returns
+        -------
+        Tensor
+            (..., k), exactly 0 where a concept is not used.
 
         Raises
         ------
         ValueError
-            If these concepts need one.
+            If there is no λ yet, and as :func:`gig_helpers.lasso.lasso_codes`.
 
         Examples
         --------
-        >>> Concepts(torch.eye(2), torch.zeros(2), torch.arange(2), "layer4.2").codes(torch.ones(2))
-        Traceback (most recent call last):
-        ValueError: the concepts of 'layer4.2' have no λ yet: see concepts.tune
+        >>> concepts = Concepts(torch.eye(2), torch.ones(2), torch.arange(2), lam=1.0)
+        >>> concepts.encode(torch.tensor([4.0, 1.5])).tolist()  # the rest, 0.5, is below λ
+        [2.0, 0.0]
         """
-        raise ValueError(f"the concepts of {self.block!r} have no λ yet: see concepts.tune")
+        if self.lam is None:
+            raise ValueError(f"the concepts of {self.block!r} have no λ yet: see concepts.tune")
+        return lasso.lasso_codes(x, self.vectors, self.lam, beta=self.beta, tol=tol)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """X̃ = UV + β (eq. 9): codes (..., k) → PFVs (..., C).
+
+        Examples
+        --------
+        >>> concepts = Concepts(2 * torch.eye(2), torch.ones(2), torch.arange(2))
+        >>> concepts.decode(torch.tensor([3.0, 0.0])).tolist()
+        [7.0, 1.0]
+        """
+        return codes @ self.vectors + self.beta
 
     def members(self, concept: int) -> Tensor:
         """Indices (m,) of the PFVs that belong to a concept.
@@ -104,15 +219,17 @@ class Concepts:
         """
         if not 0 <= concept < len(self):
             raise IndexError(f"no concept {concept}: there are {len(self)}, counted from 0")
-        return torch.nonzero(self.labels == concept)[:, 0]
+        return torch.nonzero(self.family[self.labels] == concept)[:, 0]
 
-    def nearest(self, x: Tensor, n: int) -> Tensor:
-        """Indices (k, n), on the CPU, of the PFVs nearest to each concept by cosine, best first.
+    def nearest(self, x: Tensor, n: int, chosen: Sequence[int] | Tensor | None = None) -> Tensor:
+        """Indices (K, n), on the CPU, of the PFVs nearest to each concept by cosine, best first.
 
         Parameters
         ----------
         x
             PFVs (N, C), not centred.
+        chosen
+            Numbers of the K concepts that are asked about; by default all.
 
         Raises
         ------
@@ -122,11 +239,12 @@ class Concepts:
         if not 1 <= n <= len(x):
             raise ValueError(f"n must lie between 1 and the {len(x)} PFVs given, got {n}")
         unit = F.normalize(x.to(self.beta) - self.beta, dim=1)
-        parts = F.normalize(self.vectors, dim=1).split(rows_of(len(x)))
+        asked = self.directions if chosen is None else self.directions[torch.as_tensor(chosen)]
+        parts = F.normalize(asked, dim=1).split(rows_of(len(x)))
         return torch.cat([(part @ unit.T).topk(n).indices for part in parts]).cpu()
 
     def class_entropy(self, classes: Tensor) -> Tensor:
-        """Entropy (k,), in bits, over the classes of each concept's PFVs.
+        """Entropy (K,), in bits, over the classes of each concept's PFVs.
 
         0 is class-specific. A concept of m PFVs has at most log2(m), so compare concepts of
         similar size. NaN for a concept without PFVs.
@@ -146,11 +264,97 @@ class Concepts:
                 f"expected one class for each of {len(self.labels)} PFVs, "
                 f"got shape {tuple(classes.shape)}"
             )
-        table = pd.crosstab(self.labels.cpu().numpy(), classes.cpu().numpy())
+        table = pd.crosstab(self.family[self.labels].cpu().numpy(), classes.cpu().numpy())
         counts = table.reindex(range(len(self)))  # a row of NaN for a concept without PFVs
         return torch.from_numpy(stats.entropy(counts, axis=1, base=2)).float()
 
 
+Concepts._kinds["Concepts"] = Concepts
+
+
+def _parts(concepts: Concepts) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Fields that are tensors, and those that JSON can hold."""
+    every = {field.name: getattr(concepts, field.name) for field in fields(concepts)}
+    tensors = {name: part for name, part in every.items() if isinstance(part, Tensor)}
+    return tensors, {name: part for name, part in every.items() if name not in tensors}
+
+
+def save(concepts: Concepts, path: Path) -> None:
+    """Write concepts of any kind as safetensors, atomically; not in the paper.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> concepts = Concepts(torch.eye(2), torch.zeros(2), torch.arange(2), "layer4.2", lam=0.5)
+    >>> with TemporaryDirectory() as here:
+    ...     save(concepts, Path(here) / "concepts.safetensors")
+    ...     read = load(Path(here) / "concepts.safetensors")
+    >>> read.lam, read.fingerprint == concepts.fingerprint
+    (0.5, True)
+    """
+    tensors, plain = _parts(concepts)
+    # One entry: safetensors writes several in any order, and equal concepts are equal bytes.
+    about = json.dumps({"kind": type(concepts).__qualname__, **plain}, sort_keys=True)
+    artifacts.write_tensors(path, tensors, {"about": about})
+
+
+def load(path: Path) -> Concepts:
+    """Read what :func:`save` wrote, as the class that it was.
+
+    Raises
+    ------
+    LookupError
+        If no such class has been defined, or imported, in this process.
+    """
+    with safe_open(path, framework="pt") as file:
+        plain: dict[str, Any] = json.loads(file.metadata()["about"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    if (kind := plain.pop("kind")) not in Concepts._kinds:
+        raise LookupError(f"{path.name} holds a {kind}: import the module that defines it first")
+    plain = {name: tuple(part) if isinstance(part, list) else part for name, part in plain.items()}
+    return Concepts._kinds[kind](**tensors, **plain)
+
+
+class Extractor(NamedTuple):
+    """A way to make concepts, as :data:`EXTRACTORS` lists it (section 4, appendix F).
+
+    ``fit`` takes ``(x, beta, k, seed)`` and ``block=``: PFVs (N, C), not centred, β (C,), the
+    number of concepts, a seed, the block's name; and returns :class:`Concepts`.
+
+    Examples
+    --------
+    >>> EXTRACTORS["bisecting"].title, EXTRACTORS["bisecting"].fit is extract
+    ('bisecting', True)
+    """
+
+    fit: Callable[..., Concepts]
+    title: str
+
+
+EXTRACTORS: dict[str, Extractor] = {}
+"""Ways to make concepts, by name; the first is the paper's, the others stand in ``extractors/``."""
+
+
+def extractor(name: str, title: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a way to make concepts; ``title`` is what tables call it, by default its name.
+
+    Examples
+    --------
+    >>> @extractor("first PFVs")
+    ... def first(x, beta, k, seed=0, *, block=""):
+    ...     return Concepts(x[:k] - beta, beta, torch.zeros(len(x)).long(), block)
+    >>> EXTRACTORS.pop("first PFVs").fit(torch.eye(3), torch.zeros(3), 2).vectors.shape
+    torch.Size([2, 3])
+    """
+
+    def add(fit: Callable[..., Any]) -> Callable[..., Any]:
+        EXTRACTORS[name] = Extractor(fit, title or name)
+        return fit
+
+    return add
+
+
+@extractor("bisecting")
 def extract(
     x: Tensor, beta: Tensor, k: int, seed: int = 0, *, block: str = "", average: Average = "unit"
 ) -> Concepts:  # fmt: skip
@@ -179,9 +383,12 @@ def extract(
     >>> extract(x, torch.zeros(2), 2).vectors.shape
     torch.Size([2, 2])
     """
-    model = BisectingSphericalKMeans(k, random_state=seed, copy_x=False)
-    labels = torch.from_numpy(model.fit(x - beta).labels_).to(x.device)
-    return Concepts(concept_vectors(x, labels, beta, average), beta, labels, block)
+    model = BisectingSphericalKMeans(k, random_state=seed, copy_x=False).fit(x - beta)
+    labels, parents = (
+        torch.from_numpy(part).to(x.device) for part in (model.labels_, model.parents_)
+    )
+    vectors = concept_vectors(x, labels, beta, average)
+    return Concepts(vectors, beta, labels, block, parents=parents)
 
 
 def concept_vectors(x: Tensor, labels: Tensor, beta: Tensor, average: Average = "unit") -> Tensor:
@@ -290,15 +497,24 @@ def tune(concepts: Concepts, x: Tensor, nonzeros: float | None = None, seed: int
     return replace(concepts, lam=lam)
 
 
-def load_concepts(
-    network: Network, dataset: PFVDataset, profile: Profile, blocks: Iterable[str] | None = None
-) -> dict[str, Concepts]:
-    """Concepts with their λ from a PFV dataset (section 3.2), or what an equal run made.
+def fit_concepts(
+    pfvs: PFVDataset, profile: Profile | None = None, blocks: Iterable[str] | None = None, *,
+    extractor: str = "bisecting", k: int | None = None, seed: int | None = None,
+    held_out: bool = False,
+) -> dict[str, Concepts]:  # fmt: skip
+    """Concepts with their λ from sampled PFVs (section 3.2), or what an equal run made.
 
     Parameters
     ----------
+    profile
+        Says how many, unless ``k`` does, and the seed, unless ``seed`` does; by default
+        ``Profile()``.
     blocks
         By default those of the profile.
+    extractor
+        One of :data:`EXTRACTORS`.
+    held_out
+        Leave the PFVs of every fourth photograph out (:meth:`PFVDataset.held_out`).
 
     Returns
     -------
@@ -308,9 +524,9 @@ def load_concepts(
     Raises
     ------
     KeyError
-        If the dataset has no PFVs of a block.
+        If there are no PFVs of a block.
     ValueError
-        As :func:`extract` and :func:`tune`.
+        If there is no such extractor; as its fit does, and :func:`tune`.
 
     Examples
     --------
@@ -318,36 +534,102 @@ def load_concepts(
     >>> from tempfile import TemporaryDirectory
     >>> from unittest.mock import patch
     >>> from torchvision.models import resnet18
-    >>> from gig_helpers import load_pictures, sample
+    >>> from gig_helpers import Network, load_pictures, sample
     >>> network = Network(resnet18(num_classes=5), device="cpu")
-    >>> profile = Profile("mine", 16, 1, 0, 0, blocks=("layer4.1",), pfvs_per_concept=4)
+    >>> profile = Profile(blocks=("layer4.1",), pfvs_per_concept=4)
     >>> with TemporaryDirectory() as here, patch.dict(os.environ, GIG_ARTIFACTS=here):
-    ...     dataset = sample(network, load_pictures("sample").subset([0]), profile)
-    ...     concepts = load_concepts(network, dataset, profile)["layer4.1"]
+    ...     pfvs = sample(network, load_pictures("sample").subset([0]), profile)
+    ...     concepts = fit_concepts(pfvs, profile)["layer4.1"]
     >>> concepts.vectors.shape, concepts.labels.shape, concepts.lam > 0
     (torch.Size([4, 512]), torch.Size([16]), True)
     """
-    found = {}
-    for block in profile.blocks if blocks is None else blocks:
-        k = profile.n_concepts(network.channels(block), dataset.count(block))
-        parts = _concepts(network, dataset, block, k, profile.seed)
-        lam = float(parts.pop("lam"))
-        here = {name: part.to(network.device) for name, part in parts.items()}
-        found[block] = Concepts(**here, block=block, lam=lam)
-    return found
+    if extractor not in EXTRACTORS:
+        raise ValueError(f"unknown extractor {extractor!r}: choose {' or '.join(EXTRACTORS)}")
+    network, profile = pfvs.network, profile or Profile()
+    seed = profile.seed if seed is None else seed
+    concepts = {}
+    for block in profile.blocks_of(network) if blocks is None else blocks:
+        kept = ~pfvs.held_out(block) if held_out else torch.ones(pfvs.count(block)).bool()
+        count = k or profile.n_concepts(network.channels(block), int(kept.sum()))
+        nonzeros = wanted_nonzeros(block, count, network.channels(block))
+        fit = EXTRACTORS[extractor].fit
+        depends = artifacts.fingerprint([pfvs, block, fit, count, seed, nonzeros, held_out])
+        name = artifacts.key("concepts", depends, artifacts.code_of(fit_concepts))
+        path = artifacts.folder() / f"concepts-{name}.safetensors"
+        if not path.exists():
+            x = pfvs.vectors(block)[kept].to(network.device)
+            beta = network.shift(block)
+            # Where no batch norm says what "no concepts" is, the mean PFV does.
+            beta = x.mean(dim=0) if beta is None else beta
+            made = fit(x, beta, count, seed, block=block)
+            save(tune(made, x, nonzeros, seed) if made.needs_lam else made, path)
+        concepts[block] = load(path).to(network.device)
+        if profile.families is not None and concepts[block].parents is not None:
+            level = profile.families
+            if level == "supported":
+                level = _supported(pfvs, concepts[block], held_out)
+            concepts[block] = concepts[block].at(min(int(level), count))
+    return concepts
 
 
-@artifacts.cached("concepts", clustering, lasso, paper)
-def _concepts(
-    network: Network, dataset: PFVDataset, block: str, k: int, seed: int
-) -> dict[str, Tensor]:
-    x = dataset.vectors(block).to(network.device)
-    beta = network.shift(block)
-    # Where no batch norm says what "no concepts" is, the mean PFV does.
-    beta = x.mean(dim=0) if beta is None else beta
-    found = tune(extract(x, beta, k, seed, block=block), x, seed=seed)
-    lam = torch.tensor(found.lam, dtype=torch.float64)
-    return {"vectors": found.vectors, "beta": found.beta, "labels": found.labels, "lam": lam}
+def _supported(pfvs: PFVDataset, concepts: Concepts, held_out: bool) -> int:
+    table = support_of(pfvs, concepts, held_out=held_out)
+    if (level := families.supported(table)) is None:
+        level = int(table.index.min())
+        warnings.warn(
+            f"{concepts.block}: {pfvs.pictures} support no number of families, so the smallest "
+            f"tried, {level}, is taken; more photographs of each class would support more",
+            stacklevel=3,
+        )
+    return level
+
+
+def support_of(
+    pfvs: PFVDataset, concepts: Concepts, *, held_out: bool = False
+) -> pd.DataFrame:  # fmt: skip
+    """What speaks for each number of families of a block; see :func:`gig_helpers.families.support`.
+
+    Parameters
+    ----------
+    concepts
+        As :func:`fit_concepts` made them of these PFVs, with a tree.
+    held_out
+        Whether every fourth photograph was left out.
+
+    Examples
+    --------
+    >>> import os
+    >>> from tempfile import TemporaryDirectory
+    >>> from unittest.mock import patch
+    >>> from torchvision.models import resnet18
+    >>> from gig_helpers import Network, load_pictures, sample
+    >>> network = Network(resnet18(num_classes=5), device="cpu")
+    >>> profile = Profile(blocks=("layer4.1",), pfvs_per_concept=2)
+    >>> with TemporaryDirectory() as here, patch.dict(os.environ, GIG_ARTIFACTS=here):
+    ...     pfvs = sample(network, load_pictures("sample").subset([0, 5, 10]), profile)
+    ...     table = support_of(pfvs, fit_concepts(pfvs, profile)["layer4.1"])
+    >>> table.index.tolist(), bool(table["supported"].any())  # of three photographs: none
+    ([4, 8, 12, 16, 24], False)
+    """
+    assert concepts.parents is not None
+    ids = pfvs.picture_ids(concepts.block)
+    kept = ~pfvs.held_out(concepts.block) if held_out else torch.ones(len(ids)).bool()
+    photographs = pfvs.photographs[ids[kept]]
+    excess = torch.empty(0, len(families.LEVELS))
+    if len(photographs.unique()) >= families.SMALL:
+        excess = _agreement(pfvs, concepts.block, concepts.beta, held_out)["excess"]
+    return families.support(concepts.labels.cpu(), concepts.parents.cpu(), photographs, excess)
+
+
+@artifacts.cached("agreement")
+def _agreement(pfvs: PFVDataset, block: str, beta: Tensor, held_out: bool) -> dict[str, Tensor]:
+    ids = pfvs.picture_ids(block)
+    kept = ~pfvs.held_out(block) if held_out else torch.ones(len(ids)).bool()
+    said = pfvs.predictions().tolist()
+    labels = zip(pfvs.pictures.labels, said, strict=True)
+    classes = torch.tensor([own if label is None else label for label, own in labels])[ids[kept]]
+    x = pfvs.vectors(block)[kept].to(beta)
+    return {"excess": families.agreement(x, beta, pfvs.photographs[ids[kept]], classes)}
 
 
 def nearest_concept(x: Tensor, concepts: Concepts) -> Tensor:
@@ -359,4 +641,4 @@ def nearest_concept(x: Tensor, concepts: Concepts) -> Tensor:
     >>> nearest_concept(torch.tensor([[9.0, 2.0], [1.0, 3.0]]), concepts).tolist()
     [0, 1]
     """
-    return clustering.nearest_centre(x - concepts.beta, concepts.vectors)
+    return clustering.nearest_centre(x - concepts.beta, concepts.directions)

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from .codes import reconstruct
+from .codes import Decomposition
 from .concepts import Concepts
 from .gig import choice
-from .importance import fitting
-from .network import Network
+from .importance import Target, question
 
 SCORES = ("agreement", "probability", "logit")
 """What is read off the class: is it still the prediction (1 or 0), its probability, its logit."""
@@ -60,8 +59,8 @@ class Curve:
     def at(self, shares: Tensor) -> Tensor:
         """Scores (..., G) at some shares (G,), interpolated."""
         rows = zip(*(part.reshape(-1, part.shape[-1]) for part in (self.x, self.y)), strict=True)
-        found = np.array([np.interp(shares, x, y) for x, y in rows])
-        return torch.from_numpy(found).to(self.y).reshape(*self.x.shape[:-1], len(shares))
+        scores = np.array([np.interp(shares, x, y) for x, y in rows])
+        return torch.from_numpy(scores).to(self.y).reshape(*self.x.shape[:-1], len(shares))
 
     def mean(self, dim: int) -> "Curve":
         """Mean over one of the leading dimensions, such as a picture's targets."""
@@ -108,33 +107,18 @@ class Curves:
         """Mean over one of the leading dimensions of (..., S)."""
         return Curves(self.deletion.mean(dim), self.insertion.mean(dim))
 
-
-def per_class(importance: Tensor, classes: Tensor | Sequence[int]) -> Tensor:
-    """Replace every picture's importance (N, k) by the mean over the pictures of its class (N,).
-
-    A ranking by class instead of by picture: section 4.2.1 does not say which it takes.
-
-    Raises
-    ------
-    ValueError
-        If the two do not have the same number of pictures.
-
-    Examples
-    --------
-    >>> per_class(torch.tensor([[1.0, 3.0], [3.0, 1.0], [0.0, 5.0]]), [4, 4, 9]).tolist()
-    [[2.0, 2.0], [2.0, 2.0], [0.0, 5.0]]
-    """
-    labels = torch.as_tensor(classes, device=importance.device)
-    if importance.ndim != 2 or labels.shape != importance.shape[:1]:
-        raise ValueError(
-            f"importance (N, k) {tuple(importance.shape)} and classes (N,) {tuple(labels.shape)} "
-            "do not fit"
+    def unflatten(self, shape: Sequence[int]) -> "Curves":
+        """The same curves with these leading dimensions."""
+        return Curves(
+            *(
+                Curve(c.x.reshape(*shape, -1), c.y.reshape(*shape, -1), c.bracket.reshape(shape))
+                for c in (self.deletion, self.insertion)
+            )
         )
-    return torch.stack([importance[labels == label].mean(dim=0) for label in labels])
 
 
 def always_on(codes: Tensor, share: float = 0.5) -> Tensor:
-    """Which concepts (k,) have a coefficient in at least this share of all PFVs (..., k).
+    """Which atoms (k,) have a coefficient in at least this share of all PFVs (..., k).
 
     To hold them in place is not in the paper; chapter 5 says why one may want to.
 
@@ -146,72 +130,112 @@ def always_on(codes: Tensor, share: float = 0.5) -> Tensor:
     return (codes != 0).flatten(0, -2).double().mean(dim=0) >= share
 
 
-def class_curves(
-    network: Network, codes: Tensor, concepts: Concepts, importance: Tensor,
-    classes: Tensor | Sequence[int], **options: Any,
+def deletion_insertion(
+    d: Decomposition, source: str, target: Target, importance: Tensor, *,
+    project: Callable[[Tensor, Tensor], Tensor] | None = None, residual: bool = False,
+    reference: str = "reconstruction", **options: Any,
 ) -> dict[str, Curves]:  # fmt: skip
-    """C-deletion and C-insertion (section 4.2.1), every score of :data:`SCORES` from one run.
+    """Deletion and insertion of a block's concepts, for classes or later concepts (section 4.2).
 
     Parameters
     ----------
-    codes
-        U (N, HW, k).
+    source, target
+        As in :func:`gig_helpers.attribute`; classes are those whose score is read off.
     importance
-        (N, k), such as ``class_importance("gig", …)[:, 0]``; the highest goes first. Or (N, M, k),
-        of M methods: states that their orders have in common are run once.
-    classes
-        (N,) the network's own predictions for the pictures.
+        (N, T, k) of T targets, such as :func:`gig_helpers.attribute` returns; the highest goes
+        first. Or (N, M, T, k), of M methods: states that orders have in common are run once.
+    project
+        Of later concepts, what is scored, from PFVs of the later block and the target's unit
+        vector: (B, P, C_b), (C_b,) → (B,). By default :func:`largest`, which takes the maximum anew
+        in every state; ``lambda w, unit: largest(w - shift, unit)`` projects centred PFVs,
+        ``lambda w, unit: w[:, i] @ unit`` stays at one position.
+    residual
+        Keep ε of eq. 1 in every state; the paper says nothing of it.
+    reference
+        Of later concepts, what has a score of 1: the ``"reconstruction"``, so that insertion ends
+        there, or the ``"picture"``.
     **options
-        ``tolerance``, ``axis``, ``held`` and ``batch_size`` of :func:`curves_of`. Halving goes on
-        until the areas of both agreement and probability are known.
+        ``tolerance``, ``axis``, ``held`` and ``batch_size`` of :func:`curves_of`.
 
     Returns
     -------
     dict
-        ``{score: Curves}`` of (N, S), or (N, M, S).
+        Curves (N, T, S), or (N, M, T, S). Of classes those of every score of :data:`SCORES`, from
+        one run, which goes on until the areas of agreement and probability are known (C-deletion
+        and C-insertion, section 4.2.1). Of later concepts ``"projection"``, over its original value
+        (section 4.2.3, Fig. 5).
 
     Raises
     ------
     ValueError
-        If an option is unknown, shapes do not fit, or something is NaN.
+        If an option is unknown, shapes do not fit, something is NaN, or a later concept's original
+        value is not positive: no share of it can be taken.
 
     Examples
     --------
     >>> from torchvision.models import resnet18
-    >>> network = Network(resnet18(num_classes=5), device="cpu")
-    >>> block, relevance = "layer4.1", torch.tensor([[2.0, 1.0, 0.0]])
+    >>> from gig_helpers.network import Network
+    >>> network, block = Network(resnet18(num_classes=5), device="cpu"), "layer4.1"
     >>> concepts = Concepts(torch.eye(512)[:3], network.bn_shift(block), torch.arange(3), block)
-    >>> curves = class_curves(network, torch.ones(1, 4, 3), concepts, relevance, [0])["logit"]
-    >>> curves.deletion.x[0]  # one, two, three concepts gone
+    >>> d = Decomposition(
+    ...     network, torch.zeros(1, 3, 64, 64), {block: concepts}, {block: torch.ones(1, 4, 3)}
+    ... )
+    >>> curves = deletion_insertion(d, block, 0, torch.tensor([[[2.0, 1.0, 0.0]]]))["logit"]
+    >>> curves.deletion.x[0, 0]  # one, two, three concepts gone
     tensor([0.0000, 0.3333, 0.6667, 1.0000], dtype=torch.float64)
     """
-    u, concepts = fitting(network, codes, concepts)
-    labels = torch.as_tensor(classes).tolist()
-    if len(labels) != len(u):
-        raise ValueError(f"{len(labels)} classes for {len(u)} pictures")
+    choice(reference, "reference", "reconstruction", "picture")
+    asked = question(d, source, target)
+    segment, count = d.network.segment(source, asked.later), asked.targets.shape[1]
+    if importance.ndim not in (3, 4) or importance.shape[-2] != count:
+        raise ValueError(f"importance {tuple(importance.shape)} does not fit {count} targets")
+    rest = d.residual(source) if residual or reference == "picture" else None
+    kept = rest if residual else None
 
-    def measure(n: int) -> Callable[[Tensor], Tensor]:
-        return lambda x: class_scores(
-            network.propagate(network.arranged(x, concepts.block), concepts.block), labels[n]
-        )
+    def of_classes(n: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: class_scores(segment(x), asked.targets[n])
 
-    orders = importance[:, None] if importance.ndim == 2 else importance
-    found = curves_of(u, concepts, orders, measure, lambda order: [0, 1], **options)
-    found = found[:, 0] if importance.ndim == 2 else found
-    last = found.deletion.bracket.ndim - 1
-    return {score: found[(slice(None),) * last + (i,)] for i, score in enumerate(SCORES)}
+    def of_later(n: int) -> Callable[[Tensor], Tensor]:
+        def scores(x: Tensor) -> Tensor:
+            after = segment(x)
+            return torch.stack([(project or largest)(after, v) for v in asked.directions[n]], 1)
+
+        whole = d[[n]].reconstruction(source)
+        with torch.no_grad():
+            original = scores(whole if rest is None else whole + rest[[n]])
+        if not (original > 0).all():
+            least = float(original.min())
+            raise ValueError(f"picture {n}: a target's largest projection is {least:.3g}")
+        return lambda x: scores(x) / original
+
+    names: Sequence[str] = SCORES if asked.later is None else ("projection",)
+    needed = range(2) if asked.later is None else range(1)
+    measure = of_classes if asked.later is None else of_later
+    orders, width = importance.flatten(1, -2), len(names)
+
+    def wanted(order: int) -> list[int]:
+        return [order % count * width + score for score in needed]
+
+    here, u = d.concepts[source], d.codes[source]
+    curves = curves_of(u, here, orders, measure, wanted, residual=kept, **options)
+    rows, shape = torch.arange(orders.shape[1]), importance.shape[:-1]
+    return {
+        name: curves[:, rows, rows % count * width + score].unflatten(shape)
+        for score, name in enumerate(names)
+    }
 
 
-def class_scores(logits: Tensor, label: int) -> Tensor:
-    """:data:`SCORES` (B, 3) of a class, from logits (B, classes) (section 4.2.1).
+def class_scores(logits: Tensor, classes: Tensor) -> Tensor:
+    """:data:`SCORES` (B, 3 T) of classes (T,), from logits (B, classes) (section 4.2.1).
 
     Examples
     --------
-    >>> class_scores(torch.tensor([[0.0, 0.0]]), 0).tolist()
+    >>> class_scores(torch.tensor([[0.0, 0.0]]), torch.tensor([0])).tolist()
     [[1.0, 0.5, 0.0]]
     """
-    agrees = (logits.argmax(dim=1) == label).to(logits)
-    return torch.stack([agrees, logits.softmax(dim=1)[:, label], logits[:, label]], dim=1)
+    agrees = (logits.argmax(dim=1, keepdim=True) == classes).to(logits)
+    own = logits.softmax(dim=1)[:, classes], logits[:, classes]
+    return torch.stack([agrees, *own], dim=2).flatten(1)
 
 
 def largest(w: Tensor, unit: Tensor) -> Tensor:
@@ -223,101 +247,6 @@ def largest(w: Tensor, unit: Tensor) -> Tensor:
     [2.0]
     """
     return (w @ unit).amax(dim=1)
-
-
-def interlayer_curves(
-    network: Network, codes: Tensor, concepts: Concepts, target: str, vectors: Tensor,
-    importance: Tensor, *, project: Callable[[Tensor, Tensor], Tensor] = largest,
-    residual: Tensor | None = None, reference: Tensor | None = None, **options: Any,
-) -> Curves:  # fmt: skip
-    """Interlayer deletion and insertion of a picture's target concepts (section 4.2.3, Fig. 5).
-
-    The score is the projection score over its original value.
-
-    Parameters
-    ----------
-    target, vectors
-        The later block, and the vectors of its concepts, (T, C_b), or (N, T, C_b) where each
-        picture has its own.
-    importance
-        (N, T, k), such as ``interlayer_importance("gig", …)``; or (N, M, T, k), of M methods. A
-        state that several targets or methods have in common is run once.
-    project
-        What is scored, from PFVs of the later block and the target's unit vector: (B, P, C_b),
-        (C_b,) → (B,). :func:`largest` takes the maximum anew in every state;
-        ``lambda w, unit: largest(w - shift, unit)`` projects centred PFVs,
-        ``lambda w, unit: w[:, i] @ unit`` stays at one position.
-    residual
-        ε of eq. 1, X − X̃ (N, HW, C), kept in every state; the paper says nothing of it.
-    reference
-        Pre-activations (N, HW, C) whose score is the original value; by default the state with
-        all concepts, so that insertion ends at 1. Pass X for the picture's own.
-    **options
-        As :func:`class_curves`.
-
-    Returns
-    -------
-    Curves
-        (N, T, S), or (N, M, T, S).
-
-    Raises
-    ------
-    ValueError
-        Also if a target's original value is not positive: no share of it can be taken.
-
-    Examples
-    --------
-    >>> from torchvision.models import resnet18
-    >>> network = Network(resnet18(num_classes=5), device="cpu")
-    >>> block = "layer4.0"
-    >>> concepts = Concepts(torch.eye(512)[:3], network.bn_shift(block), torch.arange(3), block)
-    >>> toward = network.preactivations(torch.ones(1, 3, 64, 64))["layer4.1"].mean((2, 3))
-    >>> order = torch.tensor([[[2.0, 1.0, 0.0]]])
-    >>> given = (network, torch.ones(1, 4, 3), concepts, "layer4.1", toward.abs(), order)
-    >>> round(interlayer_curves(*given).insertion.y[0, 0, -1].item(), 4)  # all concepts are there
-    1.0
-    """
-    u, concepts = fitting(network, codes, concepts)
-    whole = reconstruct(u, concepts)
-    for name, given in (("residual", residual), ("reference", reference)):
-        if given is not None and given.shape != whole.shape:
-            raise ValueError(f"{name} {tuple(given.shape)}, expected {tuple(whole.shape)}")
-    if residual is not None:
-        whole = whole + residual.to(whole)
-    given = whole if reference is None else reference.to(whole)
-    units = F.normalize(vectors.to(whole), dim=-1).expand(len(u), *vectors.shape[-2:])
-    count = units.shape[1]
-    if importance.ndim not in (3, 4) or importance.shape[-2] != count:
-        raise ValueError(f"importance {tuple(importance.shape)} does not fit {count} targets")
-
-    def scores(x: Tensor, n: int) -> Tensor:
-        w = network.propagate(network.arranged(x, concepts.block), concepts.block, target)
-        w = network.positions(w, target)
-        return torch.stack([project(w, unit) for unit in units[n]], dim=1)
-
-    def measure(n: int) -> Callable[[Tensor], Tensor]:
-        with torch.no_grad():
-            original = scores(given[n : n + 1], n)
-        if not (original > 0).all():
-            least = float(original.min())
-            raise ValueError(f"picture {n}: a target's largest projection is {least:.3g}")
-        return lambda x: scores(x, n) / original
-
-    orders = importance.flatten(1, -2)
-    found = curves_of(
-        u, concepts, orders, measure, lambda order: [order % count], residual=residual, **options
-    )
-    rows = torch.arange(orders.shape[1])
-    found = found[:, rows, rows % count]
-    shape = importance.shape[:-1]
-    return Curves(
-        *(
-            Curve(
-                c.x.unflatten(1, shape[1:]), c.y.unflatten(1, shape[1:]), c.bracket.reshape(shape)
-            )
-            for c in (found.deletion, found.insertion)
-        )
-    )
 
 
 @torch.no_grad()
@@ -383,7 +312,7 @@ def curves_of(
     free = torch.ones(len(concepts), dtype=torch.bool) if held is None else ~held.cpu()
     deletions, insertions = [], []
     for n, u in enumerate(codes):
-        active = u.any(dim=0).cpu()
+        active = concepts.gathered(u.any(dim=0).float()).cpu() > 0
         walks = []
         for m, row in enumerate(importance[n].cpu()):
             order = row.argsort(descending=True, stable=True)
@@ -473,8 +402,8 @@ def _run(
         new = {p.tobytes(): p for _, _, p in asked if p.tobytes() not in known}
         names, rows = list(new), torch.from_numpy(np.array(list(new.values())))
         if names:
-            found = torch.cat([measure(state(part)) for part in rows.split(batch_size)])
-            known |= zip(names, found.cpu().double(), strict=True)
+            scores = torch.cat([measure(state(part)) for part in rows.split(batch_size)])
+            known |= zip(names, scores.cpu().double(), strict=True)
         for walk, j, present in asked:
             walk.scores[j] = known[present.tobytes()]
 
@@ -483,11 +412,11 @@ def _states(u: Tensor, concepts: Concepts, residual: Tensor | None) -> Callable[
     """Which concepts are there (B, k) → PFVs (B, HW, C) of one picture with codes u (HW, k)."""
     row, column = u.nonzero(as_tuple=True)
     values, ends = u[row, column], torch.bincount(row, minlength=len(u)).cumsum(0)
-    starts = F.pad(ends, (1, 0))[:-1]
+    starts, concept = F.pad(ends, (1, 0))[:-1], concepts.family[column]
     ground = concepts.beta if residual is None else concepts.beta + residual.to(u)
 
     def state(present: Tensor) -> Tensor:
-        kept = values * present.to(u.device)[:, column]
+        kept = values * present.to(u.device)[:, concept]
         # A sum over the few concepts that a PFV uses, not over all: the same at any k.
         batch = torch.arange(len(kept), device=u.device)[:, None]
         bags = (starts + batch * len(values)).flatten()

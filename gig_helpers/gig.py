@@ -8,18 +8,21 @@ pre-activation,
 
 serves every position and concept: ``GIG(v_q|p → v_t) = u_pq · ⟨G_p, v_q⟩``. The cost is
 (quadrature points) × (targets) backward passes, whatever the number of concepts.
+
+Functions here take tensors: what chapter 4 shows. :func:`gig_helpers.attribute` asks them of a
+decomposition.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .network import Network
+from .network import Network, exact_convolutions
 
 RULES = (
     "gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid",
@@ -34,6 +37,8 @@ _HALVED = 2
 """Intervals of a picture that are halved at a time."""
 _FIRST = 1e-6
 """Where a path begins, of its length: at 0 itself a ReLU's derivative is 0 by convention."""
+_ROUNDING = 8
+"""A target that changes by no more units of rounding than this has no relevance to hand out."""
 
 BASELINES = {"beta": 1.0, "zero": 0.0}
 """Where the path begins, as a multiple of β: eq. 9's "no concepts", or eq. 3 to the letter."""
@@ -42,31 +47,24 @@ WithDelta: TypeAlias = tuple[Tensor, Tensor]
 Classes: TypeAlias = Tensor | Sequence[int] | Sequence[Sequence[int]]
 
 
-# fmt: off
-@overload
-def gig(network: Network, codes: Tensor, concepts: Tensor, source: str, target: str,
-        target_vectors: Tensor, *, return_convergence_delta: Literal[True],
-        **options: Any) -> WithDelta: ...
-@overload
-def gig(network: Network, codes: Tensor, concepts: Tensor, source: str, target: str,
-        target_vectors: Tensor, **options: Any) -> Tensor: ...
-# fmt: on
 def gig(
     network: Network, codes: Tensor, concepts: Tensor, source: str, target: str,
-    target_vectors: Tensor, **options: Any,
-) -> Tensor | WithDelta:  # fmt: skip
+    target_vectors: Tensor, *, beta: Tensor, **options: Any,
+) -> Any:  # fmt: skip
     """Attribute concepts of a later block to those of an earlier one (eqs. 4 and 5).
 
     Parameters
     ----------
     codes, concepts, source
-        U, V and the block a that they belong to; see :func:`attribute`.
+        U, V and the block a that they belong to; see :func:`integrate`.
     target
         Name of the block b, after the source.
     target_vectors
         (T, C_b), or (N, T, C_b) where each picture has its own; made unit vectors here.
+    beta
+        β of eq. 9, (C,), that the codes were found with.
     **options
-        ``points``, ``positions``, ``baseline`` and the other options of :func:`attribute`.
+        ``points``, ``positions``, ``baseline`` and the other options of :func:`integrate`.
 
     Returns
     -------
@@ -80,23 +78,23 @@ def gig(
         If a block is unknown.
     ValueError
         If the target does not come after the source, a target vector is zero or does not fit, and
-        where :func:`attribute` raises it.
+        where :func:`integrate` raises it.
 
     Examples
     --------
     >>> from torchvision.models import resnet18
     >>> network = Network(resnet18(), device="cpu")
     >>> u, v, targets = torch.ones(16, 3), torch.randn(3, 128), torch.randn(2, 256)
-    >>> gig(network, u, v, "layer2.1", "layer3.0", targets, points=2).shape  # (T, k)
+    >>> gig(network, u, v, "layer2.1", "layer3.0", targets, beta=torch.zeros(128), points=2).shape
     torch.Size([2, 3])
     """
-    network.span(source, target)
-    vectors = _like(network.class_vectors, target_vectors, "target_vectors")
+    segment = network.segment(source, target)
+    vectors = _like(network, target_vectors, "target_vectors")
     _per_picture(vectors.shape[:-1], "target_vectors", codes)
-    if vectors.shape[-1] != network.channels(target):
+    if vectors.shape[-1] != segment.target_channels:
         raise ValueError(
             f"target_vectors have {vectors.shape[-1]} channels, {target} has "
-            f"{network.channels(target)}"
+            f"{segment.target_channels}"
         )
     norms = vectors.norm(dim=-1, keepdim=True)
     if (norms == 0).any():
@@ -104,27 +102,19 @@ def gig(
     unit = vectors / norms
 
     def value(x: Tensor, rows: Tensor) -> Tensor:
-        summed = network.positions(network.propagate(x, source, target), target).sum(dim=1)
+        summed = segment(x).sum(dim=1)
         if unit.ndim == 2:
             return summed @ unit.T
         return torch.einsum("bc,btc->bt", summed, unit[rows])
 
-    return attribute(network, value, codes, concepts, source, **options)
+    given = _fitting(network, source, codes, concepts, beta)
+    return integrate(value, *given, **options)
 
 
-# fmt: off
-@overload
-def class_relevance(network: Network, codes: Tensor, concepts: Tensor, source: str,
-                    classes: Classes, *, output: str = "logit",
-                    return_convergence_delta: Literal[True], **options: Any) -> WithDelta: ...
-@overload
-def class_relevance(network: Network, codes: Tensor, concepts: Tensor, source: str,
-                    classes: Classes, *, output: str = "logit", **options: Any) -> Tensor: ...
-# fmt: on
 def class_relevance(
     network: Network, codes: Tensor, concepts: Tensor, source: str, classes: Classes, *,
-    output: str = "logit", **options: Any,
-) -> Tensor | WithDelta:  # fmt: skip
+    beta: Tensor, output: str = "logit", **options: Any,
+) -> Any:  # fmt: skip
     """Relevance of a block's concepts for classes (eq. 7).
 
     Parameters
@@ -148,11 +138,11 @@ def class_relevance(
     --------
     >>> from torchvision.models import resnet18
     >>> network = Network(resnet18(num_classes=5), device="cpu")
-    >>> u, v = torch.ones(16, 3), torch.randn(3, 128)
-    >>> found, delta = class_relevance(
-    ...     network, u, v, "layer2.1", [4], points=8, return_convergence_delta=True
+    >>> u, v, beta = torch.ones(16, 3), torch.randn(3, 128), network.bn_shift("layer2.1")
+    >>> relevance, delta = class_relevance(
+    ...     network, u, v, "layer2.1", [4], beta=beta, points=8, return_convergence_delta=True
     ... )
-    >>> found.shape, delta.shape
+    >>> relevance.shape, delta.shape
     (torch.Size([1, 3]), torch.Size([1]))
     """
     choice(output, "output", "logit", "probability")
@@ -160,36 +150,36 @@ def class_relevance(
     if wanted.is_floating_point() or wanted.numel() == 0:
         raise ValueError("classes: expected class numbers (T,) or (N, T)")
     _per_picture(wanted.shape, "classes", codes)
+    if wanted.min() < 0 or wanted.max() >= network.n_classes:
+        raise ValueError(f"classes {wanted.tolist()} leave 0 … {network.n_classes - 1}")
+    segment = network.segment(source)
 
     def value(x: Tensor, rows: Tensor) -> Tensor:
-        logits = network.propagate(x, source)
-        if wanted.min() < 0 or wanted.max() >= logits.shape[1]:
-            raise ValueError(f"classes {wanted.tolist()} leave 0 … {logits.shape[1] - 1}")
+        logits = segment(x)
         values = logits if output == "logit" else logits.softmax(dim=1)
         return values[:, wanted] if wanted.ndim == 1 else values.gather(1, wanted[rows])
 
-    return attribute(network, value, codes, concepts, source, **options)
+    return integrate(value, *_fitting(network, source, codes, concepts, beta), **options)
 
 
-def attribute(
-    network: Network, value: Callable[[Tensor, Tensor], Tensor], codes: Tensor, concepts: Tensor,
-    source: str, *, beta: Tensor | None = None, baseline: str = "beta", points: int | None = None,
-    method: str = "gausslegendre", positions: bool = False, batch_size: int = 16,
-    tolerance: float = 0.01, return_convergence_delta: bool = False,
-) -> Tensor | WithDelta:  # fmt: skip
-    """Attribute any values of the network to the concepts of one block.
+def integrate(
+    value: Callable[[Tensor, Tensor], Tensor], codes: Tensor, concepts: Tensor, beta: Tensor, *,
+    baseline: str = "beta", points: int | None = None, rule: str = "gausslegendre",
+    positions: bool = False, batch_size: int = 16, tolerance: float = 0.01,
+    return_convergence_delta: bool = False,
+) -> Any:  # fmt: skip
+    """Attribute any values that depend on a block's PFVs to its concepts (eqs. 3 and 4).
 
     Parameters
     ----------
     value
-        (pre-activations of the source (B, C, H, W), or in its own layout, number of each one's
-        picture (B,)) → (B, T).
+        (PFVs of the block (B, HW, C), number of each one's picture (B,)) → (B, T).
     codes
         U, (HW, k) of one picture or (N, HW, k); positions are row-major, or tokens.
     concepts
         V, concept vectors as rows (k, C).
     beta
-        β of eq. 9, (C,); by default ``network.bn_shift(source)``.
+        β of eq. 9, (C,).
     baseline
         ``"beta"``: the path β + α·UV, from "no concepts" to the reconstruction of eq. 9.
         ``"zero"``: the path α·UV of eq. 3 to the letter, without β at either end.
@@ -197,7 +187,7 @@ def attribute(
         So many points of a fixed rule. By default as many as a ``tolerance`` takes: the trapezoid
         rule on 6 intervals, of which those whose own gap is largest are halved, because the
         change of T across an interval is known. No point is run twice.
-    method
+    rule
         The fixed rule: ``"gausslegendre"``, Captum's ``"riemann_left"``, ``"riemann_right"``,
         ``"riemann_middle"`` and ``"riemann_trapezoid"`` (its weights sum to (n−1)/n), or
         ``"endpoint"``: gradient × code at the end of the path, which is no integral.
@@ -207,61 +197,55 @@ def attribute(
         How many points × pictures pass the network at once; bounds the memory.
     tolerance
         Without ``points``: the delta of every picture and target is at most this fraction of the
-        target's change along the path (a warning where ``MAX_POINTS`` are not enough). Targets
-        that are there already are not run again.
+        target's change along the path. A warning names those that :data:`MAX_POINTS` are not
+        enough for, or that change by no more than rounding does. Targets that are there already
+        are not run again.
     return_convergence_delta
         Return also, as Captum does, the sum of the attributions minus the target's change.
 
     Returns
     -------
     Tensor or (Tensor, Tensor)
-        As :func:`gig`; in the network's dtype and on its device.
+        As :func:`gig`; in the dtype and on the device of the codes.
 
     Raises
     ------
-    KeyError
-        If the block is unknown.
     ValueError
-        If shapes do not fit, something is NaN or infinite, or an option is unknown.
+        If shapes do not fit, or an option is unknown.
 
     Examples
     --------
-    >>> from torchvision.models import resnet18
-    >>> network = Network(resnet18(), device="cpu")
-    >>> u, v = torch.ones(4, 2), torch.eye(512)[:2]
-    >>> first = lambda x, rows: x.sum(dim=(2, 3))[:, :1]  # the first channel of all positions
-    >>> attribute(network, first, u, v, "layer4.1")
+    >>> u, v = torch.ones(4, 2), torch.eye(3)[:2]
+    >>> first = lambda x, rows: x.sum(dim=1)[:, :1]  # the first channel of all positions
+    >>> integrate(first, u, v, torch.zeros(3))
     tensor([[4., 0.]])
     """
     choice(baseline, "baseline", *BASELINES)
-    choice(method, "method", *RULES)
-    like, channels = network.class_vectors, network.channels(source)
-    start = _like(like, network.bn_shift(source) if beta is None else beta, "beta")
-    u, v = _like(like, codes, "codes"), _like(like, concepts, "concepts")
-    if u.ndim not in (2, 3) or v.ndim != 2 or u.shape[-1] != len(v):
+    choice(rule, "rule", *RULES)
+    if codes.ndim not in (2, 3) or concepts.ndim != 2 or codes.shape[-1] != len(concepts):
         raise ValueError(
-            f"codes (…, HW, k) {tuple(u.shape)} and concepts (k, C) {tuple(v.shape)} do not fit"
+            f"codes (…, HW, k) {tuple(codes.shape)} and concepts (k, C) {tuple(concepts.shape)} "
+            "do not fit"
         )
-    if v.shape[1:] != (channels,) or start.shape != (channels,):
+    if concepts.shape[1:] != beta.shape:
         raise ValueError(
-            f"{source} has {channels} channels, concepts have {v.shape[1]}, beta has "
-            f"{tuple(start.shape)}"
+            f"concepts have {concepts.shape[1]} channels, beta has {tuple(beta.shape)}"
         )
     if batch_size < 1:
         raise ValueError(f"batch_size must be positive, not {batch_size}")
-    single = u.ndim == 2
-    u = u[None] if single else u
-    maps = network.arranged(u @ v, source)
-    origin = network.arranged((start * BASELINES[baseline]).expand(1, u.shape[1], -1), source)
-    contractions = [_Contraction(one, v, positions) for one in u]
+    single = codes.ndim == 2
+    u = codes[None] if single else codes
+    whole, origin = u @ concepts, beta * BASELINES[baseline]
+    contractions = [_Contraction(of_picture, concepts, positions) for of_picture in u]
 
-    def run(pairs: list[Pair], wanted: list[int] | None) -> Iterator[tuple[Pair, Tensor, Tensor]]:
+    @exact_convolutions()
+    def run(pairs: list[Pair], wanted: list[int] | None) -> list[tuple[Pair, Tensor, Tensor]]:
         """For pictures and α: T, and what concepts bring there to the wanted targets, or to all."""
+        results = []
         for part in (pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)):
-            rows = torch.tensor([n for n, _ in part], device=maps.device)
-            at = maps.new_tensor([alpha for _, alpha in part])
-            at = at.reshape(-1, *[1] * (maps.ndim - 1))
-            x = (origin + at * maps[rows]).requires_grad_()
+            rows = torch.tensor([n for n, _ in part], device=whole.device)
+            at = whole.new_tensor([alpha for _, alpha in part])[:, None, None]
+            x = (origin + at * whole[rows]).requires_grad_()
             with torch.set_grad_enabled(wanted != []):
                 values = value(x, rows)
                 targets = range(values.shape[1]) if wanted is None else wanted
@@ -269,30 +253,29 @@ def attribute(
                     torch.autograd.grad(values[:, t].sum(), x, retain_graph=t != targets[-1])[0]
                     for t in targets
                 ]
-            flat = [network.positions(g, source) for g in gradients]
             for i, pair in enumerate(part):
-                some = torch.stack([g[i] for g in flat]) if flat else maps.new_empty(0)
-                yield pair, values[i].detach(), contractions[pair[0]](some)
+                own = torch.stack([g[i] for g in gradients]) if gradients else whole.new_empty(0)
+                results.append((pair, values[i].detach(), contractions[pair[0]](own)))
+        return results
 
-    if points is None and method != "endpoint":
+    if points is None and rule != "endpoint":
         if tolerance < 0:
             raise ValueError(f"tolerance must not be negative, got {tolerance}")
-        found = _by_need(run, len(u), tolerance)
+        sums = _by_need(run, len(u), tolerance)
     else:
-        found = _by_rule(run, len(u), *_rule(method, points))
-    brought = [
+        sums = _by_rule(run, len(u), *_points(rule, points))
+    result = torch.stack([
         torch.stack([each.spread(row) for row in rows])
-        for each, (rows, _) in zip(contractions, found, strict=True)
-    ]
-    result = torch.stack(brought)
-    delta = torch.stack([rows.sum(1) - change for rows, change in found])
+        for each, (rows, _) in zip(contractions, sums, strict=True)
+    ])  # fmt: skip
+    delta = torch.stack([rows.sum(1) - change for rows, change in sums])
     if single:
         result, delta = result[0], delta[0]
     return (result, delta) if return_convergence_delta else result
 
 
 Pair: TypeAlias = tuple[int, float]
-_Run: TypeAlias = Callable[[list[Pair], list[int] | None], Iterator[tuple[Pair, Tensor, Tensor]]]
+_Run: TypeAlias = Callable[[list[Pair], list[int] | None], list[tuple[Pair, Tensor, Tensor]]]
 
 
 def _by_rule(
@@ -316,7 +299,8 @@ def _by_need(run: _Run, pictures: int, tolerance: float) -> list[WithDelta]:
     wanted: list[int] | None = None
     values: list[dict[float, Tensor]] = [{} for _ in range(pictures)]
     brought: list[dict[float, Tensor]] = [{} for _ in range(pictures)]
-    found: list[dict[int, Tensor]] = [{} for _ in range(pictures)]
+    sums: list[dict[int, Tensor]] = [{} for _ in range(pictures)]
+    missed: list[tuple[int, int]] = []
     while asked:
         for (n, alpha), value, brings in run(asked, wanted):
             if alpha == _FIRST:  # stands for 0, to which the value goes on straight
@@ -328,7 +312,7 @@ def _by_need(run: _Run, pictures: int, tolerance: float) -> list[WithDelta]:
             brought[n][alpha] = rows
         asked, still = [], set[int]()
         for n in range(pictures):
-            open_ = [t for t in range(len(values[n][1.0])) if t not in found[n]]
+            open_ = [t for t in range(len(values[n][1.0])) if t not in sums[n]]
             if not open_:
                 continue
             alphas = sorted(values[n])
@@ -339,23 +323,32 @@ def _by_need(run: _Run, pictures: int, tolerance: float) -> list[WithDelta]:
             gaps = width * (slope[1:] + slope[:-1]) / 2 - there.diff(dim=0)
             change = (there[-1] - there[0]).abs()
             done = gaps.sum(dim=0).abs() <= tolerance * change
-            last = len(alphas) >= MAX_POINTS
-            if last and not done.all():
-                text = f"tolerance {tolerance} was not reached with {len(alphas)} points"
-                warnings.warn(text, stacklevel=4)
+            # Rounding alone moves a target that hardly changes: more points do not end that.
+            even = change <= _ROUNDING * torch.finfo(change.dtype).eps * there.abs().amax(dim=0)
+            short = ~(done | even)
+            middles: list[float] = []
+            if short.any():
+                worst = (gaps.abs() / change)[:, short].amax(dim=1)
+                chosen = worst.topk(min(_HALVED, len(worst))).indices.tolist()
+                middles = [(alphas[i] + alphas[i + 1]) / 2 for i in chosen]
+            last = len(alphas) >= MAX_POINTS or bool({*middles} & {*alphas})
             for i, t in enumerate(open_):
-                if last or done[i]:
-                    found[n][t] = torch.trapezoid(brings[:, i], at, dim=0)
-            if last or done.all():
-                continue
-            still |= set(open_) - set(found[n])
-            worst = (gaps.abs() / change.clamp(min=1e-30))[:, ~done].amax(dim=1)
-            chosen = worst.topk(min(_HALVED, len(worst))).indices.tolist()
-            asked += [(n, (alphas[i] + alphas[i + 1]) / 2) for i in chosen]
+                if last or not short[i]:
+                    sums[n][t] = torch.trapezoid(brings[:, i], at, dim=0)
+                    missed += [] if done[i] else [(n, t)]
+            still |= (left := set(open_) - set(sums[n]))
+            asked += [(n, alpha) for alpha in middles if left]
         wanted = sorted(still)
+    if missed:
+        places = ", ".join(f"picture {n}, target {t}" for n, t in missed[:5])
+        warnings.warn(
+            f"tolerance {tolerance} was not reached for {len(missed)} targets, first {places}: "
+            f"{MAX_POINTS} points are not enough, or the target hardly changes along the path",
+            stacklevel=4,
+        )
     return [
         (torch.stack([rows[t] for t in sorted(rows)]), values[n][1.0] - values[n][0.0])
-        for n, rows in enumerate(found)
+        for n, rows in enumerate(sums)
     ]
 
 
@@ -363,16 +356,16 @@ def _pairs(pictures: Iterable[int], alphas: Iterable[float]) -> list[Pair]:
     return list(product(pictures, alphas))
 
 
-def _rule(method: str, points: int | None) -> tuple[list[float], list[float]]:
+def _points(rule: str, points: int | None) -> tuple[list[float], list[float]]:
     """Places on the path, and weights, of a quadrature rule."""  # noqa: DOC501
-    if method == "endpoint":
+    if rule == "endpoint":
         return [1.0], [1.0]
     # Captum imports much that nothing else here needs.
     from captum.attr._utils.approximation_methods import approximation_parameters
 
     if points is None or points < 2:  # Captum's rules assert it
         raise ValueError(f"points must be 2 or more, not {points}")
-    steps, alphas = approximation_parameters(method)
+    steps, alphas = approximation_parameters(rule)
     # Captum rounds weights to float32 whatever the dtype; done here too, so that the two can be
     # compared in float64. It is 6e-8 of a weight, far below any rule's error.
     return list(alphas(points)), torch.tensor(steps(points), dtype=torch.float32).tolist()
@@ -410,20 +403,33 @@ class _Contraction:
     def spread(self, row: Tensor) -> Tensor:
         """(m,) to (HW, k), or to (k,)."""
         if self.positions:
-            found = torch.zeros_like(self.codes)
-            found[self.place, self.concept] = row
+            spread = torch.zeros_like(self.codes)
+            spread[self.place, self.concept] = row
         else:
-            found = self.codes.new_zeros(self.codes.shape[1])
-            found[self.used] = row
-        return found
+            spread = self.codes.new_zeros(self.codes.shape[1])
+            spread[self.used] = row
+        return spread
 
 
-def _like(reference: Tensor, given: Tensor, name: str) -> Tensor:
+def _fitting(
+    network: Network, source: str, codes: Tensor, concepts: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, concepts and β in the network's dtype and on its device."""  # noqa: DOC501
+    u, v, start = (
+        _like(network, given, name)
+        for name, given in (("codes", codes), ("concepts", concepts), ("beta", beta))
+    )
+    if (channels := network.channels(source)) != v.shape[-1]:
+        raise ValueError(f"{source} has {channels} channels, concepts have {v.shape[-1]}")
+    return u, v, start
+
+
+def _like(network: Network, given: Tensor, name: str) -> Tensor:
     if not isinstance(given, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(given).__name__}")
     if not torch.isfinite(given).all():
         raise ValueError(f"{name} hold NaN or infinite values")
-    return given.detach().to(reference)
+    return given.detach().to(network.device, network.dtype)
 
 
 def _per_picture(shape: tuple[int, ...], name: str, codes: Tensor) -> None:

@@ -10,14 +10,12 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from .concepts import Concepts
-from .gig import class_relevance, gig
-from .network import Network
+from .codes import Decomposition
+from .importance import attribute, question
 
 
 def concept_graph(
-    network: Network, codes: Mapping[str, Tensor], concepts: Mapping[str, Concepts],
-    classes: Sequence[int], *, top: int = 5, shared: int = 3,
+    d: Decomposition, classes: Sequence[int] | None = None, *, top: int = 5, shared: int = 3,
     names: Mapping[str, str] | None = None, **options: Any,
 ) -> nx.DiGraph:  # fmt: skip
     """Concept graph of one picture, of one class, or of two classes (Figures 1, 3, 6 and 10).
@@ -30,21 +28,18 @@ def concept_graph(
 
     Parameters
     ----------
-    network
-        The network that the codes come from.
-    codes
-        ``{block: (N, H·W, k)}``: the pictures' codes at each block, blocks in the network's order.
-    concepts
-        ``{block: Concepts}`` of the same blocks.
+    d
+        The pictures, written as concepts of the graph's blocks.
     classes
-        The class (N,) that each picture stands for; one or two different ones.
+        The class (N,) that each picture stands for, one or two different ones; by default what the
+        network says.
     top, shared
         Concepts per class and block, and concepts that two classes share.
     names
         The reader's names for concepts, by node: ``{"layer3.5/12": "bird chest"}``.
     **options
-        Of :func:`gig_helpers.gig.attribute`; by default a ``tolerance`` of 5 %, since lines of a
-        graph differ by more.
+        Of :func:`gig_helpers.attribute`; by default a ``tolerance`` of 5 %, since lines of a graph
+        differ by more.
 
     Returns
     -------
@@ -58,45 +53,41 @@ def concept_graph(
     Raises
     ------
     ValueError
-        If there are no or more than two classes, fewer than one block, or shapes that do not fit.
+        If there are no or more than two classes, or not one per picture.
 
     Examples
     --------
     >>> from torchvision.models import resnet18
+    >>> from gig_helpers import Concepts, Network
     >>> network, codes, concepts = Network(resnet18(), device="cpu"), {}, {}
     >>> for block in ("layer4.0", "layer4.1"):
     ...     v, beta = torch.rand(3, 512), network.bn_shift(block)
     ...     concepts[block] = Concepts(v, beta, torch.arange(3), block)
     ...     codes[block] = torch.rand(1, 4, 3)
-    >>> graph = concept_graph(network, codes, concepts, [243], top=2, points=2)
+    >>> d = Decomposition(network, torch.zeros(1, 3, 64, 64), concepts, codes)
+    >>> graph = concept_graph(d, [243], top=2, points=2)
     >>> graph.nodes["class/243"]["name"]
     'class 243'
     """
-    targets = sorted(set(classes), key=list(classes).index)
-    blocks = list(codes)
+    labels = d.logits().argmax(dim=1).tolist() if classes is None else list(classes)
+    targets = list(dict.fromkeys(labels))
     if not 1 <= len(targets) <= 2:
         raise ValueError(f"a graph shows one or two classes, got {len(targets)}: {targets}")
-    if not blocks or blocks != sorted(blocks, key=network.index):
-        raise ValueError(f"codes must hold blocks in the network's order, got {blocks}")
-    for block in blocks:
-        if len(codes[block]) != len(classes):
-            raise ValueError(
-                f"{block}: codes of {len(codes[block])} pictures but {len(classes)} classes"
-            )
-    of_class = [torch.tensor([c == target for c in classes]) for target in targets]
+    if len(labels) != len(d):
+        raise ValueError(f"{len(labels)} classes for {len(d)} pictures")
+    question(d, d.blocks[0], [[label] for label in labels])  # names a class that there is not
+    of_class = [torch.tensor([label == target for label in labels]) for target in targets]
 
-    graph = nx.DiGraph(blocks=blocks, classes=targets, pictures=len(classes))
+    blocks = list(d.blocks)
+    graph = nx.DiGraph(blocks=blocks, classes=targets, labels=labels)
     options = {"tolerance": 0.05, **options}
     for label in targets:
-        graph.add_node(f"class/{label}", kind="class", block="class", name=network.classes[label])
-    chosen: dict[str, Tensor] = {}
+        name = d.network.classes[label]
+        graph.add_node(f"class/{label}", kind="class", block="class", name=name)
+    chosen: dict[str, list[int]] = {}
     relevance: dict[str, Tensor] = {}
     for block in blocks:
-        here = concepts[block]
-        own = class_relevance(
-            network, codes[block], here.vectors, block, [[c] for c in classes], beta=here.beta,
-            **options,
-        )[:, 0].cpu()  # fmt: skip
+        own = attribute(d, block, [[label] for label in labels], **options)[:, 0].cpu()
         relevance[block] = torch.stack([own[rows].mean(0) for rows in of_class])
         groups = _choose(relevance[block], top, shared)
         for concept, group in groups.items():
@@ -105,18 +96,14 @@ def concept_graph(
             about["group"] = group if isinstance(group, str) else str(targets[group])
             values = relevance[block][:, concept].tolist()
             graph.add_node(node, **about, relevance=values, name=(names or {}).get(node, ""))
-        chosen[block] = torch.tensor(list(groups), dtype=torch.long)
+        chosen[block] = list(groups)
 
     for source, target in zip(blocks, blocks[1:], strict=False):
-        here, above = concepts[source], concepts[target].vectors[chosen[target]]
-        if not len(above):  # no concept of the later block speaks for a class
-            continue
-        found = gig(
-            network, codes[source], here.vectors, source, target, above, beta=here.beta, **options
-        )
-        _add_edges(graph, source, chosen[source], target, chosen[target], found.cpu().mean(0))
+        if chosen[target]:  # else no concept of the later block speaks for a class
+            brought = attribute(d, source, (target, chosen[target]), **options).cpu().mean(0)
+            _add_edges(graph, source, chosen[source], target, chosen[target], brought)
     last = blocks[-1]
-    _add_edges(graph, last, chosen[last], "class", torch.tensor(targets), relevance[last])
+    _add_edges(graph, last, chosen[last], "class", targets, relevance[last])
     return graph
 
 
@@ -144,12 +131,12 @@ def _largest(scores: Tensor, count: int) -> list[int]:
 
 
 def _add_edges(
-    graph: nx.DiGraph, source: str, sources: Tensor, target: str, targets: Tensor, values: Tensor
-) -> None:
+    graph: nx.DiGraph, source: str, sources: list[int], target: str, targets: list[int],
+    values: Tensor,
+) -> None:  # fmt: skip
     raw = values[:, sources]
     scale = float(raw.abs().max()) if raw.numel() else 0.0
-    for t, upper in enumerate(targets.tolist()):
-        for q, lower in enumerate(sources.tolist()):
-            value = float(raw[t, q])
+    for upper, row in zip(targets, raw.tolist(), strict=True):
+        for lower, value in zip(sources, row, strict=True):
             weight = abs(value) / scale if scale else 0.0
             graph.add_edge(f"{source}/{lower}", f"{target}/{upper}", raw=value, weight=weight)

@@ -1,22 +1,30 @@
 """How much each concept matters for a class or a later concept, by GIG and by cheaper methods.
 
 Section 4.2 orders concepts by GIG; the rivals are what its reviewers asked for. A new method is one
-function here, decorated with its name and what it costs: curves, studies and chapters find it.
+function, anywhere, decorated with :func:`method`: curves, studies and chapters find it.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .codes import reconstruct
+from .codes import Decomposition
 from .concepts import Concepts
-from .gig import Classes, choice, class_relevance, gig
-from .network import Network
+from .data import artifacts
+from .gig import choice, class_relevance, gig
+
+Classes: TypeAlias = int | Sequence[int] | Sequence[Sequence[int]] | Tensor
+LaterConcepts: TypeAlias = tuple[str, Classes]
+Target: TypeAlias = Classes | LaterConcepts
+"""What is attributed to concepts: classes, or ``(block, numbers)`` of concepts of a later block.
+
+Numbers are those of one target, (T,) of all pictures, or (N, T) of each its own.
+"""
 
 
 @dataclass(frozen=True)
@@ -25,34 +33,77 @@ class Question:
 
     Attributes
     ----------
-    codes
-        U (N, HW, k) of the concepts, on the network's device.
-    directions
-        Unit vectors (N, T, D) of the targets, in the space of the responses.
-    attribute
-        GIG to the targets, by its options: → (N, T, k).
-    respond
-        Pre-activations (B, P, C) of the concepts' block → what the targets are directions of,
-        (B, D): the logits, or the later block's PFVs summed over positions.
+    decomposition, source
+        Pictures written as concepts, and the block whose concepts are asked about.
+    targets
+        Classes (N, T), or numbers of concepts of the block ``later``.
+    later
+        The later block; ``None``: the targets are classes.
+    seed, batch_size
+        Of a random order; how many states pass the network at once.
+    options
+        Of :func:`gig_helpers.gig.integrate`, for methods that integrate.
 
     Examples
     --------
-    >>> concepts = Concepts(torch.eye(2), torch.zeros(2), torch.arange(2), "layer4.1")
-    >>> def respond(x):
-    ...     return x.sum(dim=1)
-    >>> codes, directions = torch.ones(1, 4, 2), torch.tensor([[[1.0, 0.0]]])
-    >>> asked = Question(codes, concepts, directions, None, respond, seed=0, batch_size=8)
-    >>> asked.respond(torch.ones(1, 4, 2))
-    tensor([[4., 4.]])
+    >>> from torchvision.models import resnet18
+    >>> from gig_helpers.network import Network
+    >>> network, block = Network(resnet18(num_classes=5), device="cpu"), "layer4.1"
+    >>> concepts = Concepts(torch.eye(512)[:2], torch.zeros(512), torch.arange(2), block)
+    >>> d = Decomposition(
+    ...     network, torch.zeros(1, 3, 64, 64), {block: concepts}, {block: torch.ones(1, 4, 2)}
+    ... )
+    >>> asked = Question(d, block, torch.tensor([[4]]))
+    >>> asked.codes.shape, asked.directions, asked.respond(torch.ones(1, 4, 512)).shape
+    (torch.Size([1, 4, 2]), tensor([[[0., 0., 0., 0., 1.]]]), torch.Size([1, 5]))
+    >>> asked.gig(points=2).shape
+    torch.Size([1, 1, 2])
     """
 
-    codes: Tensor
-    concepts: Concepts
-    directions: Tensor
-    attribute: Callable[..., Tensor]
-    respond: Callable[[Tensor], Tensor]
-    seed: int
-    batch_size: int
+    decomposition: Decomposition
+    source: str
+    targets: Tensor
+    later: str | None = None
+    seed: int = 0
+    batch_size: int = 16
+    options: dict[str, Any] | None = None
+
+    @property
+    def codes(self) -> Tensor:
+        """U (N, HW, k)."""
+        return self.decomposition.codes[self.source]
+
+    @property
+    def concepts(self) -> Concepts:
+        """The block's concepts."""
+        return self.decomposition.concepts[self.source]
+
+    @cached_property
+    def vectors(self) -> Tensor:
+        """Of later concepts: their vectors (N, T, C)."""
+        assert self.later is not None
+        return self.decomposition.concepts[self.later].directions[self.targets]
+
+    @cached_property
+    def directions(self) -> Tensor:
+        """Unit vectors (N, T, D) of the targets, in the space of the responses."""
+        if self.later is None:
+            return F.one_hot(self.targets, self.decomposition.network.n_classes).to(self.codes)
+        return F.normalize(self.vectors, dim=2)
+
+    def respond(self, x: Tensor) -> Tensor:
+        """PFVs (B, P, C) to what targets are directions of (B, D): logits, or summed later PFVs."""
+        after = self.decomposition.network.segment(self.source, self.later)(x)
+        return after if self.later is None else after.sum(dim=1)
+
+    def gig(self, **options: Any) -> Tensor:
+        """GIG of atoms (N, T, k), or with ``positions=True`` (N, T, HW, k) (eqs. 4, 5, 7)."""
+        d, here = self.decomposition, self.concepts
+        options = {"batch_size": self.batch_size, **(self.options or {}), **options}
+        given = d.network, self.codes, here.vectors, self.source
+        if self.later is None:
+            return class_relevance(*given, self.targets, beta=here.beta, **options)
+        return gig(*given, self.later, self.vectors, beta=here.beta, **options)
 
 
 @dataclass(frozen=True)
@@ -61,212 +112,224 @@ class Method:
 
     Examples
     --------
-    >>> METHODS["ablation"].cost, METHODS["ablation"].affordable
-    ('one forward pass per concept in use', False)
+    >>> METHODS["ablation"].cost, METHODS["ablation"].per_concept
+    ('one forward pass per concept in use', True)
     """
 
     importance: Callable[[Question], Tensor]
     cost: str
+    per_concept: bool = False
+
+    def __call__(self, asked: Question) -> Tensor:
+        """Importance (N, T, K) of concepts; where the method speaks of atoms, their sums."""
+        values, here = self.importance(asked), asked.concepts
+        return here.gathered(values) if values.shape[-1] == len(here.vectors) else values
 
     @property
-    def affordable(self) -> bool:
-        """Whether the cost of a picture does not grow with its concepts."""
-        return "per concept" not in self.cost
+    def fingerprint(self) -> Any:
+        """Hash of its code."""
+        return artifacts.fingerprint(self.importance)
 
 
 METHODS: dict[str, Method] = {}
 """Methods by name; the first is the paper's."""
 
 
-def _method(name: str, cost: str) -> Callable[[Callable[[Question], Tensor]], Method]:
-    def add(importance: Callable[[Question], Tensor]) -> Method:
-        return METHODS.setdefault(name, Method(importance, cost))
+def method(
+    name: str, *, cost: str, per_concept: bool = False
+) -> Callable[[Callable[[Question], Tensor]], Callable[[Question], Tensor]]:
+    """Register a way to say how much concepts matter: a function of a :class:`Question`.
+
+    It returns (N, T, k), of atoms, which are summed where the concepts are families, or of these.
+
+    Parameters
+    ----------
+    name
+        What :func:`attribute` calls it.
+    cost
+        What it costs a picture, in words.
+    per_concept
+        Whether that grows with the number of concepts.
+
+    Examples
+    --------
+    >>> @method("energy", cost="nothing")
+    ... def energy(asked):
+    ...     return asked.codes.square().sum(dim=1, keepdim=True).expand(*asked.targets.shape, -1)
+    >>> METHODS.pop("energy").cost
+    'nothing'
+    """
+
+    def add(importance: Callable[[Question], Tensor]) -> Callable[[Question], Tensor]:
+        METHODS[name] = Method(importance, cost, per_concept)
+        return importance
 
     return add
 
 
-@_method("gig", "a forward and a backward pass per quadrature point")
-def _gig(asked: Question) -> Tensor:
-    """Γ_q of equations 5 and 7: the gradient integrated along the path, times the code."""
-    return asked.attribute()
-
-
-@_method("gradient", "one forward and one backward pass")
-def _gradient(asked: Question) -> Tensor:
-    """Gradient × code at the reconstruction, the end of GIG's path: no integral."""
-    return asked.attribute(method="endpoint")
-
-
-@_method("activation", "nothing")
-def _activation(asked: Question) -> Tensor:
-    """Σ_p |u_pq|: blind to the target and to the network above."""
-    return asked.codes.abs().sum(dim=1, keepdim=True).expand(-1, asked.directions.shape[1], -1)
-
-
-@_method("random", "nothing")
-def _random(asked: Question) -> Tensor:
-    """A random order, seeded."""
-    generator = torch.Generator().manual_seed(asked.seed)
-    size = *asked.directions.shape[:2], len(asked.concepts)
-    return torch.rand(size, generator=generator).to(asked.codes)
-
-
-@_method("random in use", "nothing")
-def _random_in_use(asked: Question) -> Tensor:
-    """A random order of the concepts that the picture uses, the others after them."""
-    return _random.importance(asked) * asked.codes.any(dim=1, keepdim=True)
-
-
-@_method("cosine", "one forward pass per concept, once for all pictures")
-@torch.no_grad()
-def _cosine(asked: Question) -> Tensor:
-    """The network's response to the concept alone, on one position; no picture."""
-    beta = asked.concepts.beta
-    alone = torch.cat([beta[None], beta + asked.concepts.vectors])[:, None]
-    found = torch.cat([asked.respond(part) for part in alone.split(asked.batch_size)])
-    return asked.directions @ F.normalize(found[1:] - found[0], dim=1).T
-
-
-@_method("ablation", "one forward pass per concept in use")
-@torch.no_grad()
-def _ablation(asked: Question) -> Tensor:
-    """What the target loses when the concept alone is taken out of the reconstruction."""
-    vectors = asked.concepts.vectors
-    found = vectors.new_zeros(*asked.directions.shape[:2], len(vectors))
-    for n, u in enumerate(asked.codes):
-        full = reconstruct(u, asked.concepts)
-        whole = asked.respond(full[None])
-        for part in u.any(dim=0).nonzero()[:, 0].split(asked.batch_size):
-            without = full - u.T[part, :, None] * vectors[part, None]
-            lost = whole - asked.respond(without)
-            found[n, :, part] = asked.directions[n] @ lost.T
-    return found
-
-
-def class_importance(
-    method: str, network: Network, codes: Tensor, concepts: Concepts, classes: Classes,
-    **options: Any,
+def attribute(
+    d: Decomposition, source: str, target: Target, *, method: str = "gig", seed: int = 0,
+    batch_size: int = 16, **options: Any,
 ) -> Tensor:  # fmt: skip
-    """Importance of every concept of a block for some classes (eq. 7 and its rivals).
+    """How much every concept of a block matters for classes or later concepts (eqs. 5 and 7).
 
     Parameters
     ----------
+    source
+        The block whose concepts are asked about.
+    target
+        Classes: a number, (T,) of all pictures, or (N, T). Or ``(block, numbers)``: concepts of a
+        later block of the decomposition.
     method
         One of :data:`METHODS`.
-    codes
-        U (N, HW, k)
-    classes
-        (T,) class numbers, or (N, T) where each picture has its own.
+    seed
+        Of random orders.
+    batch_size
+        How many states pass the network at once.
     **options
-        ``seed`` of the random order, 0 by default; ``tolerance``, ``batch_size`` and others of
-        :func:`gig_helpers.gig.class_relevance`.
+        Of GIG: ``tolerance``, ``points``, ``baseline``, ``output``, and ``positions``, which keeps
+        the attribution of every position; see :func:`gig_helpers.gig.class_relevance`.
 
     Returns
     -------
     Tensor
-        (N, T, k)
+        (N, T, K), one value per concept; of GIG with ``positions=True`` (N, T, HW, K).
 
     Raises
     ------
+    KeyError
+        If a block is unknown.
     ValueError
-        If the method is unknown, or shapes do not fit.
+        If the method, a class or a concept is unknown, or the later block does not come later.
 
     Examples
     --------
     >>> from torchvision.models import resnet18
-    >>> network = Network(resnet18(num_classes=5), device="cpu")
-    >>> block = "layer3.0"
-    >>> concepts = Concepts(torch.eye(256)[:3], network.bn_shift(block), torch.arange(3), block)
-    >>> codes = torch.tensor([[[1.0, 0.0, -2.0]] * 4])
-    >>> class_importance("activation", network, codes, concepts, [0]).tolist()
+    >>> from gig_helpers.network import Network
+    >>> network, images = Network(resnet18(num_classes=5), device="cpu"), torch.zeros(1, 3, 64, 64)
+    >>> concepts, codes = {}, {}
+    >>> for block in ("layer4.0", "layer4.1"):
+    ...     concepts[block] = Concepts(
+    ...         torch.eye(512)[:3], network.bn_shift(block), torch.arange(3), block
+    ...     )
+    ...     codes[block] = torch.tensor([[[1.0, 0.0, -2.0]] * 4])
+    >>> d = Decomposition(network, images, concepts, codes)
+    >>> attribute(d, "layer4.0", 3).shape, attribute(d, "layer4.0", ("layer4.1", [0, 2])).shape
+    (torch.Size([1, 1, 3]), torch.Size([1, 2, 3]))
+    >>> attribute(d, "layer4.0", [4], method="activation").tolist()
     [[[4.0, 0.0, 8.0]]]
     """
-    u, concepts = fitting(network, codes, concepts)
-    wanted = torch.as_tensor(classes)
-    wanted = wanted.expand(len(u), -1) if wanted.ndim == 1 else wanted
-    directions = F.one_hot(wanted, len(network.class_vectors)).to(u)
-    explain = partial(class_relevance, network, u, concepts.vectors, concepts.block, wanted)
-
-    def respond(x: Tensor) -> Tensor:
-        return network.propagate(network.arranged(x, concepts.block), concepts.block)
-
-    return _answer(method, u, concepts, directions, explain, respond, options)
-
-
-def interlayer_importance(
-    method: str, network: Network, codes: Tensor, concepts: Concepts, target: str, vectors: Tensor,
-    **options: Any,
-) -> Tensor:  # fmt: skip
-    """Importance of every concept of a block for some concepts of a later one (eq. 5, rivals).
-
-    Parameters
-    ----------
-    target, vectors
-        The later block, and the vectors of its concepts, (T, C_b) or (N, T, C_b).
-
-    Notes
-    -----
-    The other parameters, what is returned and what is raised are those of
-    :func:`class_importance`, with options of :func:`gig_helpers.gig.gig`.
-
-    Examples
-    --------
-    >>> from torchvision.models import resnet18
-    >>> network = Network(resnet18(num_classes=5), device="cpu")
-    >>> block, codes = "layer4.0", torch.tensor([[[1.0, 0.0, -2.0]] * 4])
-    >>> concepts = Concepts(torch.eye(512)[:3], network.bn_shift(block), torch.arange(3), block)
-    >>> given = (network, codes, concepts, "layer4.1", torch.ones(1, 512))
-    >>> interlayer_importance("activation", *given).tolist()
-    [[[4.0, 0.0, 8.0]]]
-    """
-    network.span(concepts.block, target)
-    u, concepts = fitting(network, codes, concepts)
-    wanted = vectors.to(u).expand(len(u), *vectors.shape[-2:])
-
-    def respond(x: Tensor) -> Tensor:
-        w = network.propagate(network.arranged(x, concepts.block), concepts.block, target)
-        return network.positions(w, target).sum(dim=1)
-
-    explain = partial(gig, network, u, concepts.vectors, concepts.block, target, wanted)
-    return _answer(method, u, concepts, F.normalize(wanted, dim=2), explain, respond, options)
-
-
-def _answer(
-    method: str, u: Tensor, concepts: Concepts, directions: Tensor, explain: Callable[..., Any],
-    respond: Callable[[Tensor], Tensor], options: dict[str, Any],
-) -> Tensor:  # fmt: skip
     choice(method, "method", *METHODS)
-    seed = options.pop("seed", 0)
-    attribute = partial(explain, beta=concepts.beta, **options)
-    batch_size = options.get("batch_size", 16)
-    asked = Question(u, concepts, directions, attribute, respond, seed, batch_size)
-    return METHODS[method].importance(asked)
+    return METHODS[method](question(d, source, target, seed, batch_size, options))
 
 
-def fitting(network: Network, codes: Tensor, concepts: Concepts) -> tuple[Tensor, Concepts]:
-    """Codes (N, HW, k) and concepts in the network's dtype and on its device; not in the paper.
+def question(
+    d: Decomposition, source: str, target: Target, seed: int = 0, batch_size: int = 16,
+    options: dict[str, Any] | None = None,
+) -> Question:  # fmt: skip
+    """The question of :func:`attribute`, its targets checked; not in the paper.
 
     Raises
     ------
+    KeyError
+        If a block is not decomposed.
     ValueError
-        If codes, concepts and network do not fit each other, or the codes hold NaN.
+        If a class or a concept is unknown, or the later block does not come later.
 
     Examples
     --------
     >>> from torchvision.models import resnet18
-    >>> network = Network(resnet18(num_classes=5), device="cpu").double()
-    >>> own = Concepts(torch.eye(512)[:2], torch.zeros(512), torch.arange(2), "layer4.1")
-    >>> fitting(network, torch.ones(1, 4, 2), own)[0].dtype
-    torch.float64
+    >>> from gig_helpers.network import Network
+    >>> network, block = Network(resnet18(num_classes=5), device="cpu"), "layer4.1"
+    >>> concepts = Concepts(torch.eye(512)[:2], torch.zeros(512), torch.arange(2), block)
+    >>> d = Decomposition(
+    ...     network, torch.zeros(1, 3, 64, 64), {block: concepts}, {block: torch.ones(1, 4, 2)}
+    ... )
+    >>> question(d, block, 5)
+    Traceback (most recent call last):
+    ValueError: classes [5] leave 0 … 4
     """
-    like, channels = network.class_vectors, network.channels(concepts.block)
-    if codes.ndim != 3 or codes.shape[-1] != len(concepts) or len(concepts.beta) != channels:
-        raise ValueError(
-            f"codes (N, HW, k) {tuple(codes.shape)} and concepts (k, C) "
-            f"{tuple(concepts.vectors.shape)} do not fit {concepts.block} with {channels} "
-            "channels"
-        )
-    if not torch.isfinite(codes).all():
-        raise ValueError("codes hold NaN or infinite values")
-    fitted = replace(concepts, vectors=concepts.vectors.to(like), beta=concepts.beta.to(like))
-    return codes.to(like), fitted
+    later, numbers = _parted(target)
+    for block in (source, later):
+        if block is not None and block not in d.concepts:
+            raise KeyError(f"{block!r} is not decomposed: there are {', '.join(d.blocks)}")
+    d.network.segment(source, later)  # which says so where the later block does not come later
+    count = d.network.n_classes if later is None else len(d.concepts[later])
+    wanted = torch.as_tensor(numbers)
+    if wanted.is_floating_point() or wanted.numel() == 0:
+        raise ValueError(f"targets are numbers (T,) or (N, T), got {numbers}")
+    wanted = wanted.reshape(1) if wanted.ndim == 0 else wanted
+    if wanted.ndim > 2 or (wanted.ndim == 2 and len(wanted) != len(d)):
+        raise ValueError(f"targets {tuple(wanted.shape)}: expected (T,), or (N, T) of {len(d)}")
+    if wanted.min() < 0 or wanted.max() >= count:
+        what = "classes" if later is None else f"concepts of {later}"
+        raise ValueError(f"{what} {wanted.unique().tolist()} leave 0 … {count - 1}")
+    wanted = wanted.expand(len(d), -1).to(d.network.device)
+    return Question(d, source, wanted, later, seed, batch_size, options)
+
+
+def _parted(target: Target) -> tuple[str | None, Classes]:
+    """The later block, if the target names one, and the numbers."""
+    if isinstance(target, tuple) and len(target) == 2 and isinstance(target[0], str):
+        return target[0], target[1]
+    return None, target
+
+
+@method("gig", cost="a forward and a backward pass per quadrature point")
+def _gig(asked: Question) -> Tensor:
+    """Γ_q of equations 5 and 7: the gradient integrated along the path, times the code."""
+    return asked.gig()
+
+
+@method("gradient", cost="one forward and one backward pass")
+def _gradient(asked: Question) -> Tensor:
+    """Gradient × code at the reconstruction, the end of GIG's path: no integral."""
+    return asked.gig(rule="endpoint")
+
+
+@method("activation", cost="nothing")
+def _activation(asked: Question) -> Tensor:
+    """Σ_p |u_pq|: blind to the target and to the network above."""
+    return asked.codes.abs().sum(dim=1, keepdim=True).expand(*asked.targets.shape, -1)
+
+
+@method("random", cost="nothing")
+def _random(asked: Question) -> Tensor:
+    """A random order, seeded."""
+    generator = torch.Generator().manual_seed(asked.seed)
+    size = *asked.targets.shape, len(asked.concepts)
+    return torch.rand(size, generator=generator).to(asked.codes)
+
+
+@method("random in use", cost="nothing")
+def _random_in_use(asked: Question) -> Tensor:
+    """A random order of the concepts that the picture uses, the others after them."""
+    in_use = asked.codes.any(dim=1, keepdim=True).to(asked.codes)
+    return _random(asked) * (asked.concepts.gathered(in_use) > 0)
+
+
+@method("cosine", cost="one forward pass per concept, once for all pictures", per_concept=True)
+@torch.no_grad()
+def _cosine(asked: Question) -> Tensor:
+    """The network's response to the concept alone, on one position; no picture."""
+    beta = asked.concepts.beta
+    alone = torch.cat([beta[None], beta + asked.concepts.directions])[:, None]
+    answers = torch.cat([asked.respond(part) for part in alone.split(asked.batch_size)])
+    return asked.directions @ F.normalize(answers[1:] - answers[0], dim=1).T
+
+
+@method("ablation", cost="one forward pass per concept in use", per_concept=True)
+@torch.no_grad()
+def _ablation(asked: Question) -> Tensor:
+    """What the target loses when the concept alone is taken out of the reconstruction."""
+    here = asked.concepts
+    every = here.vectors.new_zeros(*asked.targets.shape, len(here))
+    for n, u in enumerate(asked.codes):
+        full = here.decode(u)
+        whole = asked.respond(full[None])
+        for part in here.family[u.any(dim=0)].unique().split(asked.batch_size):
+            of_part = [here.atoms(q) for q in part]
+            without = torch.stack([full - u[:, atoms] @ here.vectors[atoms] for atoms in of_part])
+            lost = whole - asked.respond(without)
+            every[n, :, part] = asked.directions[n] @ lost.T
+    return every

@@ -3,13 +3,15 @@
 The model is traced once, by ``torch.export``, into a graph (``torch.fx``) of PyTorch's own
 operations. A *cut point* is a node of it through which everything flows, and a block is a named cut
 point: in a ResNet the input of a block's last ReLU, the sum of the main branch and the shortcut. A
-point-wise feature vector (PFV; section 3.1) is that tensor's channel vector at one position.
+point-wise feature vector (PFV; section 3.1) is that tensor's channel vector at one position. A
+:class:`Segment` is all that lies between two blocks, PFVs in, PFVs out.
 """
 
 import copy
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -17,21 +19,99 @@ import torch
 import torchvision
 from torch import Tensor, fx, nn
 
+from . import cuts
 from .data import weights as pretrained
 from .data.pictures import class_names
 from .data.weights import Preprocessing
-from .traced import (
-    ACTIVATIONS,
-    MOVES,
-    Node,
-    Window,
-    arguments,
-    evaluate,
-    live_inputs,
-    operation,
-    pair,
-    trace,
-)
+from .traced import ACTIVATIONS, Node, arguments, evaluate, live_inputs, operation, pair, trace
+
+_OF_EACH_CLASS = ACTIVATIONS | {"flatten", "reshape", "squeeze", "mean", "clone", "contiguous"}
+"""What may follow a classifier's last layer, beside pooling: it mixes and moves no classes."""
+
+
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """Convolutions in all of float32's digits, in a ``with`` or as a decorator; not in the paper.
+
+    TensorFloat-32, a GPU's default, keeps 10 bits of a convolution's inputs: sums would not add up.
+    The backward pass asks for it anew. What the process had set is set again afterwards.
+
+    Examples
+    --------
+    >>> before = torch.backends.cudnn.allow_tf32
+    >>> with exact_convolutions():
+    ...     torch.backends.cudnn.allow_tf32
+    False
+    >>> torch.backends.cudnn.allow_tf32 == before
+    True
+    """
+    cudnn: Any = torch.backends.cudnn
+    # The older of PyTorch's two settings cannot be read where a reader has made the newer one, and
+    # the newer alone makes it unreadable for others.
+    before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+    cudnn.allow_tf32 = False
+    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before[0] == "tf32"
+        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before
+
+
+class Segment:
+    """All that lies between two blocks of a network; made by :meth:`Network.segment`.
+
+    Called with PFVs, it is F_ab of section 3.3, or gives logits. It looks for no NaN, which in a
+    loop would make a GPU wait each time.
+
+    Parameters
+    ----------
+    network, source, target
+        As in :meth:`Network.segment`.
+
+    Attributes
+    ----------
+    source, target
+        Names of the two blocks; ``None``: the logits.
+    channels, target_channels
+        C of either block; of the logits the number of classes.
+
+    Examples
+    --------
+    >>> from torchvision.models import resnet18
+    >>> network = Network(resnet18(num_classes=5), device="cpu", input_size=(64, 64))
+    >>> segment = network.segment("layer2.0", "layer3.1")
+    >>> segment.channels, segment.target_channels, segment(torch.zeros(1, 64, 128)).shape
+    (128, 256, torch.Size([1, 16, 256]))
+    """
+
+    def __init__(self, network: "Network", source: str, target: str | None = None):
+        self._network, self._graph = network, network._between(source, target)
+        self.source, self.target = source, target
+        self.channels = network.channels(source)
+        self.target_channels = network.n_classes if target is None else network.channels(target)
+
+    @exact_convolutions()
+    def __call__(self, x: Tensor) -> Tensor:
+        """PFVs of the target, or logits, from those of the source; differentiable.
+
+        Parameters
+        ----------
+        x
+            (B, P, C_a), row by row.
+
+        Returns
+        -------
+        Tensor
+            (B, P_b, C_b), or (B, classes).
+
+        Raises
+        ------
+        ValueError
+            If no map of the network's shape has so many positions.
+        """
+        y = self._graph(self._network.arranged(x, self.source))
+        return y if self.target is None else self._network.positions(y, self.target)
 
 
 class Network:
@@ -57,7 +137,15 @@ class Network:
     classes
         Names of the classes; by default "class 0" and so on.
     preprocessing
-        How pictures are made ready for it; by default as ImageNet's are.
+        How pictures are made ready for it; by default what a model of timm says of itself, else as
+        ImageNet's are.
+
+    Attributes
+    ----------
+    dtype
+        Of the model's parameters.
+    n_classes
+        How many logits the model has.
 
     Raises
     ------
@@ -75,21 +163,20 @@ class Network:
     >>> images = torch.zeros(1, 3, 64, 64)
     >>> network.checked(images).shape, network.logits(images).shape, network.classes[3]
     (torch.Size([1, 3, 64, 64]), torch.Size([1, 5]), 'class 3')
-    >>> found = network.preactivations(images, ["layer2.0", "layer4.1"])
-    >>> x = found["layer2.0"]
+    >>> x, last = network.preactivations(images, ["layer2.0", "layer4.1"]).values()
     >>> x.shape, network.channels("layer2.0"), network.map_size("layer2.0")
     (torch.Size([1, 128, 8, 8]), 128, (8, 8))
-    >>> torch.allclose(network.between(x, "layer2.0", "layer4.1"), found["layer4.1"], atol=1e-4)
-    True
-    >>> torch.equal(network.logits_from(x, "layer2.0"), network.propagate(x, "layer2.0"))
+    >>> torch.allclose(network.between(x, "layer2.0", "layer4.1"), last, atol=1e-4)
     True
     >>> flat = network.positions(x, "layer2.0")
+    >>> torch.equal(network.logits_from(x, "layer2.0"), network.segment("layer2.0")(flat))
+    True
     >>> flat.shape, torch.equal(network.arranged(flat, "layer2.0"), x)
     (torch.Size([1, 64, 128]), True)
     >>> network.own_size("layer2.0"), network.placeless("layer2.0")
     ((8, 8), 0)
-    >>> network.index("layer2.0"), network.span("layer2.0", "layer4.1")
-    (2, (2, 7))
+    >>> network.index("layer2.0"), network.n_classes, network.dtype
+    (2, 5, torch.float32)
     >>> network.shift("layer2.0").shape, network.receptive_field("layer1.0")
     (torch.Size([128]), (27, 4, -13))
     >>> network.node("layer2.0").name, network.double().shift("layer2.0").dtype
@@ -108,23 +195,22 @@ class Network:
             raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
         self.name, self.weights = name or type(model).__name__.lower(), weights
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        # TensorFloat-32 keeps 10 bits of a convolution's inputs: sums would not add up.
-        torch.backends.cudnn.allow_tf32 = False
         self.model = model.eval().requires_grad_(False).to(self.device)
-        self.preprocessing = preprocessing or Preprocessing()
-        self.input_size = input_size or _own_input_size(model)
+        floating = (p.dtype for p in model.parameters() if p.is_floating_point())
+        self.dtype = next(floating, torch.float32)
+        # torchvision's ViT tells its size, a model of timm all there is.
+        told: dict[str, Any] = {"input_size": pair(getattr(model, "image_size", 224))}
+        told |= getattr(model, "default_cfg", None) or {}
+        self.preprocessing = preprocessing or Preprocessing.of(told)
+        self.input_size = input_size or pair(told["input_size"][-2:])
         self.program, self._live = trace(self.model, self.input_size)
-        self._order = {node: place for place, node in enumerate(self.program.graph.nodes)}
-        count = self._live[-1].meta["shape"][-1]
-        self.classes = tuple(classes or (f"class {n}" for n in range(count)))
-        if len(self.classes) != count:
-            raise ValueError(f"{len(self.classes)} names for {count} classes")
-        self._cuts = self._cut_points()
-        self._given = blocks
-        found = self._default_blocks() if blocks is None else {n: self._named(n) for n in blocks}
-        self._block = dict(sorted(found.items(), key=lambda item: self._order[item[1]]))
+        self.n_classes: int = self._live[-1].meta["shape"][-1]
+        self.classes = tuple(classes or (f"class {n}" for n in range(self.n_classes)))
+        if len(self.classes) != self.n_classes:
+            raise ValueError(f"{len(self.classes)} names for {self.n_classes} classes")
+        self._given, self._block = blocks, cuts.named_blocks(self._live, blocks)
         self.blocks: tuple[str, ...] = tuple(self._block)
-        self._segments: dict[tuple[Node, Node], fx.GraphModule] = {}
+        self._graphs: dict[tuple[Node, Node], fx.GraphModule] = {}
         self._sizes: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {}
 
     def __repr__(self) -> str:
@@ -171,21 +257,6 @@ class Network:
             raise KeyError(f"{self.name} has no block {name!r}; it has {', '.join(self.blocks)}")
         return self.blocks.index(name)
 
-    def span(self, source: str, target: str) -> tuple[int, int]:
-        """Places of two blocks in ``blocks``.
-
-        Raises
-        ------
-        KeyError
-            If a block is unknown.
-        ValueError
-            If ``target`` does not come after ``source``.
-        """
-        start, stop = self.index(source), self.index(target)
-        if stop <= start:
-            raise ValueError(f"target {target} must come after source {source}")
-        return start, stop
-
     def node(self, block: str) -> Node:
         """The graph's node that a block names; SRD goes down the graph node by node."""
         self.index(block)
@@ -203,12 +274,19 @@ class Network:
         Raises
         ------
         TypeError
-            If the network has no linear layer.
+            If no linear layer makes the logits.
         """
-        for node in reversed(self._live):
-            if operation(node) in ("linear", "conv2d"):
-                return self.program.get_buffer(arguments(node)["weight"].target).flatten(1)
-        raise TypeError(f"{self.name} has no linear layer")
+        node = self._live[-1]
+        while operation(node) in _OF_EACH_CLASS or "pool2d" in operation(node):
+            node = live_inputs(node)[0]
+        if operation(node) in ("linear", "conv2d"):
+            weight = self.program.get_buffer(arguments(node)["weight"].target).flatten(1)
+            if len(weight) == self.n_classes:
+                return weight
+        raise TypeError(
+            f"{self.name} has no class vectors, for {operation(node)} makes its logits: end the "
+            f"model in nn.Linear(C, {self.n_classes}), or use logits_from and gradients"
+        )
 
     def shift(self, block: str) -> Tensor | None:
         """β (C,), the net shift of batch normalisation (eq. 9; μ_BN of eq. 8).
@@ -217,15 +295,15 @@ class Network:
         shift of the main branch's last BN, plus that of the shortcut's BN where there is one.
         ``None`` where no batch norm enters: the mean PFV can stand in for it.
         """
-        node, found = self.node(block), []
+        node, shifts = self.node(block), []
         for part in node.all_input_nodes if operation(node) == "add" else [node]:
             if "norm" in part.meta:
-                found.append(self.program.get_buffer(arguments(part)["bias"].target))
+                shifts.append(self.program.get_buffer(arguments(part)["bias"].target))
             elif operation(part) == "batch_norm":  # the norm of nothing is its shift
                 nothing = {n: self.value(n, {}, 1) for n in part.all_input_nodes[1:]}
                 x = torch.zeros_like(nothing[arguments(part)["running_mean"]])[None, :, None, None]
-                found.append(evaluate(part, {part.args[0]: x, **nothing}).flatten())
-        return torch.stack(found).sum(0) if found else None
+                shifts.append(evaluate(part, {part.args[0]: x, **nothing}).flatten())
+        return torch.stack(shifts).sum(0) if shifts else None
 
     def bn_shift(self, block: str) -> Tensor:
         """:meth:`shift` (C,), of a block that has one.
@@ -247,6 +325,7 @@ class Network:
 
     # ------------------------------------------------------------------------ running it
 
+    @exact_convolutions()
     def preactivations(
         self, images: Tensor, blocks: Iterable[str] | None = None
     ) -> dict[str, Tensor]:
@@ -270,16 +349,30 @@ class Network:
         ValueError
             If the pictures do not have the shape (N, 3, H, W) or hold NaN.
         """
-        wanted = self.blocks if blocks is None else tuple(blocks)
-        last = max(self.index(name) for name in wanted)
-        x, below = self.checked(images), self._live[0]
-        found: dict[str, Tensor] = {}
-        for name in self.blocks[: last + 1]:
-            x, below = self._segment(below, self._block[name])(x), self._block[name]
-            if name in wanted:
-                found[name] = x
-        return found
+        x, below, at = self.checked(images), self._live[0], dict[str, Tensor]()
+        for name in sorted(self.blocks if blocks is None else set(blocks), key=self.index):
+            x, below = self._graph(below, self._block[name])(x), self._block[name]
+            at[name] = x
+        return at
 
+    def segment(self, source: str, target: str | None = None) -> Segment:
+        """F_ab of section 3.3, of PFVs in rows: what runs in loops between two blocks.
+
+        Parameters
+        ----------
+        target
+            By default the logits.
+
+        Raises
+        ------
+        KeyError
+            If a block is unknown.
+        ValueError
+            If ``target`` does not come after ``source``.
+        """
+        return Segment(self, source, target)
+
+    @exact_convolutions()
     def between(self, x: Tensor, source: str, target: str) -> Tensor:
         """F_ab of section 3.3: pre-activation of ``source`` in, pre-activation of ``target`` out.
 
@@ -302,9 +395,9 @@ class Network:
         ValueError
             If ``target`` does not come after ``source``, or ``x`` has the wrong shape.
         """
-        self.span(source, target)
-        return self.propagate(self.checked(x, source), source, target)
+        return self._between(source, target)(self.checked(x, source))
 
+    @exact_convolutions()
     def logits_from(self, x: Tensor, block: str) -> Tensor:
         """Logits (N, classes) from a block's pre-activation (N, C, H, W); differentiable.
 
@@ -315,19 +408,9 @@ class Network:
         ValueError
             If ``x`` has the wrong shape.
         """
-        return self.propagate(self.checked(x, block), block)
+        return self._between(block, None)(self.checked(x, block))
 
-    def propagate(self, x: Tensor, source: str, target: str | None = None) -> Tensor:
-        """:meth:`between`, or without a target :meth:`logits_from`, of input known to be good.
-
-        Looking for NaN in (N, C, H, W) makes a GPU wait, so what runs in a loop comes here.
-        """
-        stop = len(self.blocks) if target is None else self.index(target) + 1
-        below = self.node(source)
-        for name in self.blocks[self.index(source) + 1 : stop]:
-            x, below = self._segment(below, self._block[name])(x), self._block[name]
-        return x if target else self._segment(below, self._live[-1])(x)
-
+    @exact_convolutions()
     def logits(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of normalised pictures (N, 3, H, W)."""
         return self.model(self.checked(images))
@@ -357,12 +440,12 @@ class Network:
         pictures, which is made anew of the source.
         """
         source, target = source or self._live[0], target or self._live[-1]
-        found, todo = {source}, [target]
+        leading, todo = {source}, [target]
         while todo:
-            if (node := todo.pop()) not in found:
-                found.add(node)
+            if (node := todo.pop()) not in leading:
+                leading.add(node)
                 todo += [] if operation(node) == "sym_size" else node.all_input_nodes
-        return [source, *sorted(found - {source}, key=self._order.__getitem__)]
+        return [source, *(n for n in self.program.graph.nodes if n in leading and n != source)]
 
     def value(self, node: Node, values: dict[Node, Any], count: int) -> Any:
         """A node's value from its inputs' values, in a batch of so many pictures.
@@ -378,9 +461,15 @@ class Network:
             return self.program.get_buffer(node.target)
         return count if operation(node) == "sym_size" else evaluate(node, values)
 
-    def _segment(self, source: Node, target: Node) -> fx.GraphModule:
+    def _between(self, source: str, target: str | None) -> fx.GraphModule:
+        if target is not None and self.index(target) <= self.index(source):
+            raise ValueError(f"target {target} must come after source {source}")
+        start, end = self.node(source), self._live[-1] if target is None else self.node(target)
+        return self._graph(start, end)
+
+    def _graph(self, source: Node, target: Node) -> fx.GraphModule:
         """The graph between two cut points as a module; values are freed after their last use."""
-        if (source, target) not in self._segments:
+        if (source, target) not in self._graphs:
             graph = fx.Graph()
             copies = {source: graph.placeholder("x")}
             for node in self.nodes(source, target)[1:]:
@@ -389,8 +478,8 @@ class Network:
                 else:
                     copies[node] = graph.node_copy(node, copies.__getitem__)
             graph.output(copies[target])
-            self._segments[source, target] = fx.GraphModule(self.program, graph)
-        return self._segments[source, target]
+            self._graphs[source, target] = fx.GraphModule(self.program, graph)
+        return self._graphs[source, target]
 
     # ------------------------------------------------------------------------ positions
 
@@ -434,9 +523,9 @@ class Network:
         if (block, size) not in self._sizes:
             shape = node.meta["shape"]
             if size != self.input_size:
-                black = self.class_vectors.new_zeros(1, self._live[0].meta["shape"][1], *size)
+                black = torch.zeros(1, self._live[0].meta["shape"][1], *size, dtype=self.dtype)
                 shape = self.preactivations(black, [block])[block].shape
-            self._sizes[block, size] = _own(shape, node)
+            self._sizes[block, size] = cuts.own_size(node, shape)
         return self._sizes[block, size]
 
     def map_size(self, block: str, image_size: Sequence[int] | None = None) -> tuple[int, int]:
@@ -481,82 +570,7 @@ class Network:
         the start is negative, and what lies outside of the picture is padding. ``None``: a position
         may see the whole picture.
         """
-        seen: dict[Node, tuple[int, int, int]] = {self._live[0]: (1, 1, 0)}
-        for node in self.nodes(None, self.node(block))[1:]:
-            below = [seen[n] for n in node.all_input_nodes if n in seen]
-            name = operation(node)
-            if not below:
-                continue
-            size, step, start = below[0]
-            if name in ("conv2d", "max_pool2d", "avg_pool2d"):
-                window = Window.of(node)
-                kernel, stride, padding, dilation = (rows for rows, _ in window)
-                size, start = size + (kernel - 1) * dilation * step, start - padding * step
-                step *= stride
-                alike = all(rows == columns for rows, columns in window)
-            else:
-                end = max(first + width for width, _, first in below)
-                start = min(first for *_, first in below)
-                size = end - start
-                alike = len({step for _, step, _ in below}) == 1 and (
-                    name in (*ACTIVATIONS, "batch_norm", "add", "clone", "contiguous")
-                    or (name == "cat" and arguments(node)["dim"] == 1)
-                )
-            if not alike:
-                return None
-            seen[node] = size, step, start
-        return seen[self.node(block)]
-
-    # ------------------------------------------------------------------------ cut points
-
-    def _cut_points(self) -> list[Node]:
-        """Nodes after which no value made before them is needed, in order."""
-        place = {node: n for n, node in enumerate(self._live)}
-        found, reach = [], 0
-        for n, node in enumerate(self._live[:-1]):
-            if n and reach <= n and node.meta["cut"]:
-                found.append(node)
-            reach = max([reach, *(place[user] for user in node.users if user in place)])
-        return found
-
-    def _default_blocks(self) -> dict[str, Node]:
-        sums = [n for n in self._cuts if operation(n) == "add" and len(live_inputs(n)) > 1]
-        # The last sum of each module; sums that no module holds go by their own names.
-        found = {n.meta["paths"][0] or n.name: n for n in sums}
-        if len(found) > 1:
-            return found
-        idle = ACTIVATIONS | MOVES
-        ends = {_own(n.meta["shape"], n): n for n in self._cuts if operation(n) not in idle}
-        maps = [n for size, n in ends.items() if math.prod(size) > 1 and "pool" not in operation(n)]
-        return {_name(n): n for n in maps or self._cuts[-1:]}
-
-    def _named(self, name: str) -> Node:
-        """The cut point of this name."""  # noqa: DOC501
-        by_node = [n for n in self._cuts if n.name == name]
-        inside = [
-            n for n in self._live if any(f"{p}.".startswith(f"{name}.") for p in n.meta["paths"])
-        ]
-        for node in by_node or inside[-1:]:
-            while operation(node) in ACTIVATIONS and node.all_input_nodes[0] in self._cuts:
-                node = node.all_input_nodes[0]
-            if node in self._cuts:
-                return node
-        some = ", ".join(dict.fromkeys(_name(n) for n in self._cuts[:40]))
-        what = "is no cut point: not all flows through it" if inside else "is no part of the model"
-        raise KeyError(f"{name!r} {what}; cut points of {self.name} are {some}")
-
-
-def _own(shape: Sequence[int], node: Node) -> tuple[int, ...]:
-    return tuple(s for d, s in enumerate(shape) if d not in (0, *node.meta["channels"]))
-
-
-def _name(node: Node) -> str:
-    return node.meta["paths"][0] or node.name
-
-
-def _own_input_size(model: nn.Module) -> tuple[int, int]:
-    told = getattr(model, "default_cfg", {}).get("input_size")  # timm
-    return pair(told[-2:] if told else getattr(model, "image_size", 224))  # torchvision's ViT
+        return cuts.receptive_field(self.nodes(None, self.node(block)))
 
 
 # ---------------------------------------------------------------------------- loading
@@ -604,8 +618,7 @@ def load_network(
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unexpected:
         raise ValueError(f"weights do not fit {name}: missing {missing}, unexpected {unexpected}")
-    size = (preprocessing.size, preprocessing.size)
     return Network(
-        model, name, source, device, input_size=size, classes=class_names(),
+        model, name, source, device, input_size=pair(preprocessing.size), classes=class_names(),
         preprocessing=preprocessing,
     )  # fmt: skip

@@ -7,11 +7,11 @@ import hashlib
 import itertools
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -22,12 +22,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from . import network as network_module
-from . import rules, srd, traced
+from . import srd
 from .data import artifacts, profiles
 from .data.pictures import Pictures, UnreadablePicture, load_pictures
 from .data.profiles import Profile
-from .network import Network
+from .network import Network, load_network
 
 SHARD_BATCHES = 4
 """Batches a shard: what a killed run can lose."""
@@ -47,10 +46,8 @@ class PFVDataset:
         Hash of all that the dataset depends on.
     blocks
         Names of the blocks.
-    pictures
-        Paths of the N pictures, relative to their folder.
-    labels
-        Their ImageNet class, or None.
+    network, pictures
+        What they were sampled from; ``pictures.paths`` and ``pictures.labels`` go by picture.
     skipped
         Pictures that could not be read, with the reason.
 
@@ -58,6 +55,8 @@ class PFVDataset:
     --------
     Three PFVs of two pictures, written by hand; :func:`sample` writes as many columns per block.
 
+    >>> from types import SimpleNamespace
+    >>> pictures = SimpleNamespace(paths=("a.png", "b.png"), labels=(13, 8))
     >>> from tempfile import TemporaryDirectory
     >>> columns = {"pictures": torch.tensor([0, 1]), "predictions": torch.tensor([13, 7])}
     >>> columns["layer4.2.picture_ids"] = torch.tensor([0, 0, 1])
@@ -66,26 +65,28 @@ class PFVDataset:
     >>> columns["layer4.2.vectors"] = torch.eye(3)
     >>> with TemporaryDirectory() as here:
     ...     save_file(columns, Path(here) / "shard-000000.safetensors")
-    ...     dataset = PFVDataset(Path(here), "", ("layer4.2",), ("a.png", "b.png"), (13, 8), {})
-    ...     print(dataset.count("layer4.2"), "PFVs", tuple(dataset.vectors("layer4.2").shape))
-    ...     print("the second:", dataset.positions("layer4.2")[1].tolist())
-    ...     print("its share:", dataset.contributions("layer4.2")[1].item())
-    ...     print("its picture:", dataset.pictures[dataset.picture_ids("layer4.2")[1]])
-    ...     print("predicted:", dataset.predictions().tolist())
-    ...     print("held out:", dataset.held_out("layer4.2").tolist())
+    ...     pfvs = PFVDataset(Path(here), "", ("layer4.2",), None, pictures, {})
+    ...     print(pfvs.count("layer4.2"), "PFVs", tuple(pfvs.vectors("layer4.2").shape))
+    ...     print("the second:", pfvs.positions("layer4.2")[1].tolist())
+    ...     print("its share:", pfvs.contributions("layer4.2")[1].item())
+    ...     print("its picture:", pictures.paths[pfvs.picture_ids("layer4.2")[1]])
+    ...     print("predicted:", pfvs.predictions().tolist())
+    ...     print("seen right:", pfvs.right(), "and wrong:", pfvs.wrong())
+    ...     print("held out:", pfvs.held_out("layer4.2").tolist())
     3 PFVs (3, 3)
     the second: [5, 6]
     its share: 0.25
     its picture: a.png
     predicted: [13, 7]
+    seen right: [0] and wrong: [1]
     held out: [True, True, False]
     """
 
     folder: Path
     fingerprint: str
     blocks: tuple[str, ...]
-    pictures: tuple[str, ...]
-    labels: tuple[int | None, ...]
+    network: Network
+    pictures: Pictures
     skipped: dict[str, str]
 
     def vectors(self, block: str) -> Tensor:
@@ -101,7 +102,7 @@ class PFVDataset:
         return self._of(block, "contributions")
 
     def picture_ids(self, block: str) -> Tensor:
-        """Index (n,) into ``pictures`` of the picture that each PFV comes from."""
+        """Index (n,) of the picture that each PFV comes from."""
         return self._of(block, "picture_ids")
 
     def count(self, block: str) -> int:
@@ -110,14 +111,31 @@ class PFVDataset:
 
     def predictions(self) -> Tensor:
         """Predicted class (N,) of each picture; −1 for one that could not be read."""
-        found = torch.full((len(self.pictures),), -1)
-        found[self._column("pictures")] = self._column("predictions")
-        return found
+        predictions = torch.full((len(self.pictures.paths),), -1)
+        predictions[self._column("pictures")] = self._column("predictions")
+        return predictions
+
+    def right(self) -> list[int]:
+        """Indices of the pictures whose label is what the network says."""
+        said = self.predictions().tolist()
+        return [i for i, label in enumerate(self.pictures.labels) if label == said[i]]
+
+    def wrong(self) -> list[int]:
+        """Indices of the other pictures with a label, but for those that could not be read."""
+        said, labels = self.predictions().tolist(), self.pictures.labels
+        return [
+            i for i, label in enumerate(labels) if label not in (None, said[i]) and said[i] >= 0
+        ]
 
     @cached_property
     def photographs(self) -> Tensor:
         """Number (N,) of the photograph that each picture is a view of, by the order of names."""
-        return torch.from_numpy(pd.factorize(pd.Series(self.pictures), sort=True)[0]).long()
+        return torch.from_numpy(pd.factorize(pd.Series(self.pictures.paths), sort=True)[0]).long()
+
+    @cached_property
+    def shown(self) -> dict[tuple[str, int], Any]:
+        """What :func:`gig_helpers.report.examples.examples` has made, by block and PFV."""
+        return {}
 
     def held_out(self, block: str) -> Tensor:
         """Which PFVs (n,) of a block come from every fourth photograph: to be left out of a fit."""
@@ -137,7 +155,7 @@ class PFVDataset:
         return torch.cat(parts)
 
 
-def sample(network: Network, pictures: Pictures, profile: Profile) -> PFVDataset:
+def sample(network: Network, pictures: Pictures, profile: Profile | None = None) -> PFVDataset:
     """Sample PFVs from every picture (section 3.1, appendix C), or read what an equal run made.
 
     In each picture and block, ``profile.per_image`` positions are drawn without replacement, with
@@ -148,6 +166,11 @@ def sample(network: Network, pictures: Pictures, profile: Profile) -> PFVDataset
     The work is cut into shards of a few batches. A run that was killed goes on at the first shard
     that is missing, and ends with the same bytes; several processes may share the shards
     (:func:`sample_part`).
+
+    Parameters
+    ----------
+    profile
+        Sizes and blocks; by default ``Profile()``.
 
     Returns
     -------
@@ -167,13 +190,14 @@ def sample(network: Network, pictures: Pictures, profile: Profile) -> PFVDataset
     >>> from unittest.mock import patch
     >>> from torchvision.models import resnet18
     >>> network = Network(resnet18(num_classes=5), device="cpu")
-    >>> profile = Profile("mine", 3, 1, 0, 0, blocks=("layer4.1",))
+    >>> profile = Profile(per_image=3, blocks=("layer4.1",))
     >>> with TemporaryDirectory() as here, patch.dict(os.environ, GIG_ARTIFACTS=here):
-    ...     dataset = sample(network, load_pictures("sample").subset([0]), profile)
-    ...     dataset.vectors("layer4.1").shape
+    ...     pfvs = sample(network, load_pictures("sample").subset([0]), profile)
+    ...     pfvs.vectors("layer4.1").shape
     torch.Size([3, 512])
     """
-    key, shards = _plan(network, pictures, profile)
+    profile = profile or Profile()
+    folder, shards = _plan(network, pictures, profile)
     sample_part(network, pictures, profile)
     skipped: dict[str, str] = {}
     for path in shards:
@@ -183,8 +207,8 @@ def sample(network: Network, pictures: Pictures, profile: Profile) -> PFVDataset
         raise ValueError(f"no picture of {pictures.name} could be read; the first: {skipped}"[:500])
     if skipped:
         print(f"skipped {len(skipped)} of {len(pictures)} pictures, listed in .skipped")
-    folder = artifacts.folder() / f"pfv-{key}"
-    return PFVDataset(folder, key, profile.blocks, pictures.paths, pictures.labels, skipped)
+    blocks = profile.blocks_of(network)
+    return PFVDataset(folder, folder.name, blocks, network, pictures, skipped)
 
 
 def sample_part(
@@ -214,7 +238,7 @@ def sample_part(
     >>> from unittest.mock import patch
     >>> from torchvision.models import resnet18
     >>> network = Network(resnet18(num_classes=5), device="cpu")
-    >>> profile = Profile("mine", 3, 1, 0, 0, blocks=("layer4.1",))
+    >>> profile = Profile(per_image=3, blocks=("layer4.1",))
     >>> with TemporaryDirectory() as here, patch.dict(os.environ, GIG_ARTIFACTS=here):
     ...     pictures = load_pictures("sample").subset([0])
     ...     for rank in (1, 0):  # one shard, so that nothing is left for the second process
@@ -236,20 +260,16 @@ def sample_part(
         _write_shard(path, network, pictures, itertools.islice(batches, count), profile)
 
 
-def _plan(network: Network, pictures: Pictures, profile: Profile) -> tuple[str, dict[Path, range]]:
-    """The dataset's key, and each shard's file with its pictures."""
-    for block in profile.blocks:
+def _plan(network: Network, pictures: Pictures, profile: Profile) -> tuple[Path, dict[Path, range]]:
+    """The dataset's folder, and each shard's file with its pictures."""
+    blocks, size = profile.blocks_of(network), profile.batch_size * SHARD_BATCHES
+    for block in blocks:
         network.index(block)
-    sizes = (profile.blocks, profile.per_image, profile.batch_size, profile.seed)
-    depends = {"given": artifacts.fingerprint((network, pictures, sizes))}
-    code = (traced, network_module, rules, srd, sys.modules[__name__])
-    key = artifacts.key("pfv", depends, code)
-    folder, size = artifacts.folder() / f"pfv-{key}", profile.batch_size * SHARD_BATCHES
-    starts = range(0, len(pictures), size)
-    return key, {
-        folder / f"shard-{start // size:06d}.safetensors": range(len(pictures))[start:][:size]
-        for start in starts
-    }
+    given = (network, pictures, blocks, profile.per_image, profile.batch_size, profile.seed)
+    key = artifacts.key("pfv", artifacts.fingerprint(given), artifacts.code_of(sample))
+    folder = artifacts.folder() / f"pfv-{key}"
+    parts = [range(len(pictures))[start:][:size] for start in range(0, len(pictures), size)]
+    return folder, {folder / f"shard-{n:06d}.safetensors": part for n, part in enumerate(parts)}
 
 
 def draw(contributions: Tensor, count: int, seeds: list[int]) -> Tensor:
@@ -283,10 +303,8 @@ def draw(contributions: Tensor, count: int, seeds: list[int]) -> Tensor:
     if not torch.isfinite(contributions).all():
         raise ValueError("contributions hold NaN or infinite values")
     flat = contributions.flatten(1).double().cpu()
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    noise = torch.stack(
-        [torch.rand(flat.shape[1], dtype=flat.dtype, generator=g) for g in generators]
-    )
+    own = [torch.Generator().manual_seed(seed) for seed in seeds]
+    noise = torch.stack([torch.rand(flat.shape[1], dtype=flat.dtype, generator=g) for g in own])
     # Efraimidis and Spirakis: the smallest of Exp(1)/p are a weighted draw without replacement.
     weight = flat.clamp(min=0)
     arrival = -torch.log1p(-noise) / weight
@@ -340,14 +358,13 @@ def _write_shard(
 def _sample_batch(
     network: Network, images: Tensor, ids: Tensor, pictures: Pictures, profile: Profile
 ) -> dict[str, Tensor]:
-    images = images.to(network.device, non_blocking=True)
+    images, blocks = images.to(network.device, non_blocking=True), profile.blocks_of(network)
     with torch.no_grad():
-        preactivations = network.preactivations(images, profile.blocks)
-        last = profile.blocks[-1]
-        predictions = network.propagate(preactivations[last], last).argmax(dim=1)
-    relevance = srd.contributions(network, images, profile.blocks, predictions)
+        preactivations = network.preactivations(images, blocks)
+        predictions = network.logits_from(preactivations[blocks[-1]], blocks[-1]).argmax(dim=1)
+    relevance = srd.contributions(network, images, blocks, predictions)
     columns = {"pictures": ids, "predictions": predictions.cpu()}
-    for block in profile.blocks:
+    for block in blocks:
         seeds = [_seed(profile.seed, block, pictures, i) for i in ids.tolist()]
         positions = draw(relevance[block], profile.per_image, seeds)
         n = torch.arange(len(ids)).repeat_interleave(positions.shape[1])
@@ -373,8 +390,10 @@ def _main() -> None:
         # Two processes may share one GPU.
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     profile = profiles.get()
-    network = network_module.load_network(profile.network, profile.weights)
-    sample_part(network, load_pictures(profile.pictures), profile, rank, world_size)
+    network = load_network(profile.network, profile.weights)
+    # As the chapters load them: other classes or sizes would be another dataset.
+    given: dict[str, Any] = {"preprocessing": network.preprocessing, "classes": network.classes}
+    sample_part(network, load_pictures(profile.pictures, **given), profile, rank, world_size)
 
 
 if __name__ == "__main__":

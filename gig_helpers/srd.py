@@ -34,7 +34,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from . import rules
-from .network import Network
+from .network import Network, exact_convolutions
 from .rules import RULES, Down, Operation, Rule, level, plus
 from .traced import MOVES, Node, Window, arguments, evaluate, live_inputs, operation
 
@@ -47,7 +47,7 @@ _ATTENTION = "scaled_dot_product_attention"
 
 
 @torch.no_grad()
-@torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+@exact_convolutions()
 def contributions(
     network: Network, images: Tensor, blocks: Iterable[str] | None = None,
     classes: Tensor | Sequence[int] | None = None, batch_size: int = 8, rule: Missing = "error",
@@ -116,14 +116,14 @@ def contributions(
         if source is not None:
             x = network.preactivations(x, [levels[lowest]])[levels[lowest]]
         chosen = None if classes is None else classes[start : start + batch_size]
-        found = sweep.logits(x, chosen)
+        relevance = sweep.logits(x, chosen)
         for name, parts in maps.items():
-            parts.append(found[nodes.get(name, sweep.source)][0])
+            parts.append(relevance[nodes.get(name, sweep.source)][0])
     return {name: torch.cat(parts) for name, parts in maps.items()}
 
 
 @torch.no_grad()
-@torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+@exact_convolutions()
 def ierf(
     network: Network, images: Tensor, block: str, positions: Tensor, batch_size: int = 8,
     rule: Missing = "error",
@@ -191,7 +191,7 @@ def ierf(
         owner, corners, window = list(range(count)), places.new_zeros(count, 2), size
 
     sweep = _Sweep(network, None, network.node(block), rule)
-    found = images.new_zeros(len(owner), places.shape[1], *size)
+    fields = images.new_zeros(len(owner), places.shape[1], *size)
     for start in range(0, len(owner), batch_size):
         here = slice(start, start + batch_size)
         views = [
@@ -202,8 +202,8 @@ def ierf(
         x = chunk.contiguous(memory_format=torch.channels_last)
         relevance = sweep.positions(x, places[here])[sweep.source]
         for index, view in enumerate(views):
-            found[start + index][view] = relevance[:, index]
-    return found.reshape(count, per_image, *size).reshape(*positions.shape[:-1], *size)
+            fields[start + index][view] = relevance[:, index]
+    return fields.reshape(count, per_image, *size).reshape(*positions.shape[:-1], *size)
 
 
 # ---------------------------------------------------------------------------- the sweep
@@ -378,8 +378,7 @@ class _Sweep:
             if node is self.source:
                 break
             inputs = self.steps[node].inputs
-            found = downs[node](here)
-            for below, part in zip(inputs, found, strict=True):
+            for below, part in zip(inputs, downs[node](here), strict=True):
                 # A convolution that enters the sum shares the sum's relevance by itself.
                 joint = below in self.steps and self.steps[below].joint is node
                 part = level(here, node.meta["channels"]) if joint else part

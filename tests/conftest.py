@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from gig_helpers import Concepts, Network, load_network, load_pictures
+from gig_helpers import Concepts, Decomposition, Network, load_network, load_pictures
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
@@ -54,6 +54,16 @@ def random_network(
     return Network(randomised(model).to(dtype), name, device="cpu", input_size=input_size)
 
 
+def tiny_network(seed: int = 0, **options) -> Network:
+    """Two convolutions and four classes for pictures of 16 × 16: passes take no time."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1),
+        nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+    return Network(randomised(model), "tiny", device="cpu", input_size=(16, 16), **options)
+
+
 def randomised(model: nn.Module) -> nn.Module:
     """The model, with BN statistics that are not the identity and no weights that are all 0."""
     for module in model.modules():
@@ -75,14 +85,15 @@ def sparse_codes(*shape: int, share: float = 0.4, dtype=torch.float32, seed: int
     return codes * (torch.rand(shape, generator=generator) < share)
 
 
-def random_parts(network: Network, sides: dict[str, int], pictures: int):
-    """Codes of some pictures in twelve random concepts per block, and these; maps' sides given."""
+def random_decomposition(network: Network, sides: dict[str, int], pictures: int) -> Decomposition:
+    """Some pictures in twelve random concepts per block; maps' sides given."""
     codes, concepts = {}, {}
     for block, side in sides.items():
         vectors = torch.randn(12, network.channels(block))
         concepts[block] = Concepts(vectors, network.bn_shift(block), torch.arange(12), block)
         codes[block] = sparse_codes(pictures, side * side, 12, share=0.3, seed=side)
-    return codes, concepts
+    images = torch.randn(pictures, 3, *network.input_size)
+    return Decomposition(network, images, concepts, codes)
 
 
 def save_pictures(folder: Path, count: int) -> Path:

@@ -106,8 +106,8 @@ ARCHITECTURES = {
 }  # fmt: skip
 
 
-def error(found, expected):
-    return float((found - expected).norm() / expected.norm())
+def error(value, expected):
+    return float((value - expected).norm() / expected.norm())
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -123,22 +123,24 @@ def case(request):
 
 def test_f_ab_composes_to_the_logits(case):
     """What differs is float32's rounding, of the fused batch norms above all."""
-    network, _, found, logits = case
-    assert len(network.blocks) > 1 and tuple(found) == network.blocks
-    for block, x in found.items():
+    network, _, at, logits = case
+    assert len(network.blocks) > 1 and tuple(at) == network.blocks
+    for block, x in at.items():
         assert error(network.logits_from(x, block), logits) < 1e-5, block
         flat = network.positions(x, block)
         assert flat.shape[2] == network.channels(block)
         assert torch.equal(network.arranged(flat, block), x)
     for source, target in itertools.pairwise(network.blocks):
-        x = network.between(found[source], source, target)
-        assert error(x, found[target]) < 1e-5, (source, target)
+        x = network.between(at[source], source, target)
+        assert error(x, at[target]) < 1e-5, (source, target)
+        rows = network.segment(source, target)(network.positions(at[source], source))
+        assert error(rows, network.positions(at[target], target)) < 1e-5, (source, target)
 
 
 def test_gig_is_captums(case):
-    network, _, found, logits = case
+    network, _, at, logits = case
     source, last = network.blocks[len(network.blocks) // 2 - 1], network.blocks[-1]
-    x = network.positions(found[source], source)[:1]
+    x = network.positions(at[source], source)[:1]
     beta = x.mean(dim=(0, 1))
     codes = torch.randn(1, x.shape[1], 4, dtype=x.dtype)
     concepts = torch.randn(4, x.shape[2], dtype=x.dtype) * x.std()
@@ -146,14 +148,12 @@ def test_gig_is_captums(case):
     unit /= unit.norm()
     options = {"beta": beta, "points": 3, "positions": True}
 
-    def state(u):
-        return network.arranged(u @ concepts + beta, source)
+    to_last, to_logits = network.segment(source, last), network.segment(source)
 
     def summed(u):
-        w = network.between(state(u), source, last)
-        return network.positions(w, last).sum(dim=1) @ unit
+        return to_last(u @ concepts + beta).sum(dim=1) @ unit
 
-    captum = IntegratedGradients(lambda u: network.logits_from(state(u), source)[:, label])
+    captum = IntegratedGradients(lambda u: to_logits(u @ concepts + beta)[:, label])
     expected = captum.attribute(codes, n_steps=3, method="gausslegendre")
     mine = class_relevance(network, codes, concepts, source, [label], **options)
     # A path has kinks: float32's rounding may put a point on either side of one.
@@ -165,7 +165,7 @@ def test_gig_is_captums(case):
 
 def test_srd_conserves(case):
     """What is lost are shares of vectors that are 0, and float32's rounding."""
-    network, images, found, logits = case
+    network, images, at, logits = case
     maps = srd.contributions(network, images, [srd.PIXELS, *network.blocks])
     assert maps[srd.PIXELS].shape == (2, *images.shape[2:])
     for level, relevance in maps.items():
@@ -173,7 +173,7 @@ def test_srd_conserves(case):
             relevance.flatten(1).sum(1), logits.amax(1), rtol=1e-3, atol=0, msg=level
         )
         if level != srd.PIXELS:
-            assert relevance[0].numel() == network.positions(found[level], level).shape[1]
+            assert relevance[0].numel() == network.positions(at[level], level).shape[1]
     for block in (network.blocks[0], network.blocks[-1]):
         own = network.own_size(block)
         places = torch.tensor([[0] * len(own), [size - 1 for size in own]]).expand(2, -1, -1)
@@ -185,8 +185,8 @@ def test_srd_conserves(case):
 
 def test_places(case):
     """Every block's positions but for class tokens lie in the picture as a map."""
-    network, images, found, _ = case
-    for block, x in found.items():
+    network, images, at, _ = case
+    for block, x in at.items():
         rows, columns = network.map_size(block)
         tokens = {"vit": 1, "timm vit": 3}.get(network.name, 0)
         assert network.placeless(block) == tokens
@@ -207,12 +207,12 @@ def test_own_classes_from_pictures_to_graph(tmp_path, monkeypatch):
     torch.manual_seed(0)
     options = {"input_size": (64, 64), "classes": names, "preprocessing": ready}
     network = Network(randomised(fine_tuned()), device="cpu", **options)
-    pictures = load_pictures(str(tmp_path / "trees"), preprocessing=ready, classes=names)
+    pictures = load_pictures(str(tmp_path / "trees"), network)
     assert [names[label] for label in pictures.labels] == [p.split("/")[0] for p in pictures.paths]
     profile = replace(profiles.get("quick"), blocks=("layer3.0", "layer4.1"), per_image=3)
     dataset = sample(network, pictures, profile)
     concepts = load_concepts(network, dataset, profile)
-    images = torch.stack([pictures[0], pictures[1]])
+    images = pictures[:2]
     codes = picture_codes(network, images, concepts)
     graph = concept_graph(network, codes, concepts, [3, 4], top=2, shared=1)
     assert {d["name"] for _, d in graph.nodes(data=True) if d["kind"] == "class"} == {"fir", "oak"}

@@ -1,15 +1,24 @@
 """data/artifacts.py: computed once, found again, never half written, renewed when code changes."""
 
+import ast
+import functools
+import importlib
 import importlib.util
+import shutil
 import sys
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from conftest import save_pictures, tiny_network
 from safetensors import safe_open
 
+import gig_helpers
+from gig_helpers import Profile, load_pictures, sample
 from gig_helpers.data import artifacts
-from gig_helpers.data.artifacts import cached
+from gig_helpers.data.artifacts import cached, code_of, fingerprint
+from gig_helpers.data.weights import Preprocessing
 
 pytestmark = pytest.mark.usefixtures("artifacts_folder")
 
@@ -94,9 +103,8 @@ def test_arguments_without_a_fingerprint_are_refused(step, artifacts_folder):
 
 
 def test_stages_do_not_mix():
-    found = [cached(stage, ignore=())(lambda s=stage: {"x": torch.ones(1)}) for stage in "ab"]
-    for compute in found:
-        compute("same")
+    for stage in "ab":
+        cached(stage)(lambda s="": {"x": torch.ones(1)})("same")
     names = {file.name for file in artifacts.folder().iterdir()}
     assert {name.partition("-")[0] for name in names} == {"a", "b"}
 
@@ -129,57 +137,264 @@ def test_a_failure_leaves_nothing(tmp_path, artifacts_folder, monkeypatch, step)
     assert len(step.calls) == 2
 
 
-def module(folder, source):
-    """A module of this source, as often as asked: each in a folder of its own."""
-    path = folder / f"{len(list(folder.iterdir()))}" / "step.py"
-    path.parent.mkdir()
-    path.write_text(source)
-    spec = importlib.util.spec_from_file_location("step", path)
-    return spec, importlib.util.module_from_spec(spec)
-
-
-def test_code_counts_but_comments_do_not(tmp_path):
-    folder = tmp_path / "modules"
-    folder.mkdir()
-
-    def key(source):
-        return artifacts.key("stage", {}, code=(module(folder, source)[1],))
-
-    before = key('"""Doc."""\ndef f(x):\n    return x + 1\n')
-    assert key('"""Other."""\n# comment\ndef f(x):\n    """Doc."""\n    return (x + 1)\n') == before
-    assert key('"""Doc."""\ndef f(x):\n    return x + 2\n') != before
-
+# ------------------------------------------------------------------- what code a result depends on
 
 STEP = """
 import torch
 from gig_helpers.data.artifacts import cached
-import beside
+from beside import more
 
-@cached("stage", beside)
+@cached("stage")
 def compute(x):
-    return {"x": torch.tensor([x + beside.more()])}  # added
+    return {"x": torch.tensor([x + more()])}  # added
 """
+BESIDE = "import below\ndef more():\n    return below.LEAST + 1\n"
 
 
 def test_changed_code_renews(tmp_path, monkeypatch):
-    folder = tmp_path / "modules"
-    folder.mkdir()
+    """Of the reader's own files: the step's, the one it imports, the one that this one imports."""
 
-    def run(source, beside):
-        """The result of a program of two modules, and the number of files afterwards."""
-        for name, text in (("beside", beside), ("step", source)):
-            spec, loaded = module(folder, text)
+    def run(step=STEP, beside=BESIDE, below="LEAST = 0\n"):
+        """The result of a program of three modules, and the number of files afterwards."""
+        for name, text in (("below", below), ("beside", beside), ("step", step)):
+            path = tmp_path / f"{len(list(tmp_path.iterdir()))}" / f"{name}.py"
+            path.parent.mkdir()
+            path.write_text(text)
+            spec = importlib.util.spec_from_file_location(name, path)
+            loaded = importlib.util.module_from_spec(spec)
             monkeypatch.setitem(sys.modules, name, loaded)
             spec.loader.exec_module(loaded)
-        found = sys.modules["step"].compute(3)["x"].item()
-        return found, len(list(artifacts.folder().iterdir()))
+        result = sys.modules["step"].compute(3)["x"].item()
+        return result, len(list(artifacts.folder().iterdir()))
 
-    beside = "def more():\n    return 1\n"
-    assert run(STEP, beside) == (4, 1)
-    assert run(STEP.replace("# added", "# summed"), beside) == (4, 1)
-    assert run(STEP.replace("x + ", "2 * x + "), beside) == (7, 2), "its own module's code"
-    assert run(STEP, beside.replace("1", "10")) == (13, 3), "the code that it says it depends on"
-    assert run(STEP, beside) == (4, 3)
+    assert run() == (4, 1)
+    assert run(STEP.replace("# added", "# summed")) == (4, 1), "a comment"
+    assert run(STEP.replace("(x):", '(x):\n    """What it does."""\n')) == (4, 1), "a docstring"
+    assert run(STEP.replace("x + ", "2 * x + ")) == (7, 2)
+    assert run(beside=BESIDE.replace("1", "10")) == (13, 3)
+    assert run(below="LEAST = 5\n") == (9, 4)
+    assert run() == (4, 4)
+
+
+PACKAGE = Path(gig_helpers.__file__).parent
+MAKERS = {"pfvs": "pfv", "concepts": "concepts", "codes": "codes", "study": "report.studies"}
+"""The module whose code, with what it imports, is in the key of what is kept."""
+PFVS = {
+    "data.artifacts", "data.pictures", "data.profiles", "network", "pfv", "rules", "srd", "traced",
+}  # fmt: skip
+CONCEPTS = PFVS | {"clustering", "concepts", "data.paper", "lasso"}
+CODES = CONCEPTS | {"codes"}
+STUDY = CODES | {"curves", "gig", "importance", "report.studies"}
+OUTSIDE = {
+    "__init__", "graph", "paths", "extractors.sae", "extractors.simple", "report.examples",
+    "report.fidelity", "report.figures", "report.provenance", "report.questions",
+    "report.statistics",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def imports():
+    """The import statements of every module of the package: all that says what depends on what."""
+    texts = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        statements = [ast.unparse(n) for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
+        # To look for a module of a package runs the package's own file.
+        lines = "\n    ".join(["if False:", "pass", *statements])
+        texts[".".join(path.relative_to(PACKAGE).with_suffix("").parts)] = lines
+    return texts
+
+
+@pytest.fixture
+def keys(imports, tmp_path, monkeypatch):
+    """Hash of the code behind PFVs, concepts, codes and studies, with some modules' text as given.
+
+    It is computed of a copy of the package, each in a folder of its own.
+    """
+
+    def of_code(given):
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        for module, text in (imports | given).items():
+            path = folder / "copied" / f"{module.replace('.', '/')}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        with monkeypatch.context() as here:
+            here.syspath_prepend(str(folder))
+            modules = {n: SimpleNamespace(__module__=f"copied.{m}") for n, m in MAKERS.items()}
+            hashes = {name: code_of(module) for name, module in modules.items()}
+        forget("copied")
+        return hashes
+
+    return of_code
+
+
+def forget(package):
+    for name in [m for m in sys.modules if m.partition(".")[0] == package]:
+        del sys.modules[name]
+
+
+def test_every_module_that_a_result_depends_on_changes_its_key(keys, imports):
+    before = keys({})
+    assert keys({}) == before and len(set(before.values())) == len(before)
+    depend = {"pfvs": PFVS, "concepts": CONCEPTS, "codes": CODES, "study": STUDY}
+    assert keys({module: f"{imports[module]}\nCHANGED = 1\n" for module in OUTSIDE}) == before
+    for module in sorted(STUDY):
+        after = keys({module: f"{imports[module]}\nCHANGED = 1\n"})
+        changed = {name for name in before if after[name] != before[name]}
+        assert changed == {name for name, modules in depend.items() if module in modules}, module
+
+
+def test_comments_layout_and_docstrings_change_no_key(keys):
+    module = "lasso"
+    text = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
+    docstring = text.split('"""')[1]
+    other = f"# A comment.\n\n{text.replace(docstring, 'Another docstring.')}\n\n"
+    assert keys({module: other}) == keys({module: text})
+    assert keys({module: f"{text}\nCHANGED = 1\n"})["study"] != keys({module: text})["study"]
+
+
+DOUBLED = """
+_single = lasso_codes
+
+def lasso_codes(*given, **options):
+    return 2 * _single(*given, **options)
+"""
+
+
+def test_a_study_is_run_again_when_the_lasso_changes(tmp_path, artifacts_folder, monkeypatch):
+    """From codes on: what all of it rests on is what the code would now make."""
+    model = tiny_network().model
+    shutil.copytree(PACKAGE, tmp_path / "copied", ignore=shutil.ignore_patterns("__pycache__"))
+    # A file that changes within a second would be read from its old bytecode.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def importance():
+        forget("copied")
+        copied = importlib.import_module("copied")
+        studies = importlib.import_module("copied.report.studies")
+        network = copied.Network(model, device="cpu", input_size=(16, 16))
+        block, generator = network.blocks[-1], torch.Generator().manual_seed(0)
+        vectors = torch.randn(3, 8, generator=generator)
+        beta, labels = network.bn_shift(block), torch.arange(3)
+        concepts = copied.Concepts(vectors, beta, labels, block, lam=0.1)
+        images = torch.randn(1, 3, 16, 16, generator=generator)
+        d = copied.decompose(network, images, {block: concepts})
+        kept = studies.study(d, block, 2, ["activation"], copied.Profile())
+        return kept.importance["activation"]
+
+    first, again = importance(), importance()
+    assert torch.equal(first, again) and first.any()
+    assert len(list(artifacts_folder.iterdir())) == 2, "codes and study"
+    lasso = tmp_path / "copied" / "lasso.py"
+    lasso.write_text(lasso.read_text(encoding="utf-8") + DOUBLED, encoding="utf-8")
+    torch.testing.assert_close(importance(), 2 * first)
+    assert len(list(artifacts_folder.iterdir())) == 4
+    forget("copied")
+
+
+def in_a_notebook(source):
+    """What a cell defines as ``it``: its module is the main one, and has no file."""
+    notebook = ModuleType("__main__")
+    exec(source, vars(notebook))
+    return notebook.it
+
+
+FUNCTION = """
+def it(x, power=2):
+    '''What it does.'''
+    def inner(y):
+        return y + 3
+    return inner(x) ** power if x in {"a", "b"} else x.shape
+"""
+CLASS = """
+from functools import cached_property
+from gig_helpers import Concepts
+class Base(Concepts):
+    def encode(self, x, *, tol=0.0):
+        return 2 * x
+class it(Base):
+    keep = 3
+    @property
+    def most(self):
+        return self.keep + 1
+    @cached_property
+    def least(self):
+        return self.keep - 1
+    @staticmethod
+    def other():
+        return 5
+"""
+
+
+@pytest.mark.parametrize(
+    "source, same, others",
+    [
+        (
+            FUNCTION,
+            ["What it does.", "Other words."],
+            [("power=2", "power=3"), ("y + 3", "y + 4"), ("x.shape", "x.dtype"), ('"b"', '"c"')],
+        ),
+        (
+            CLASS,
+            ["2 * x", "2 * x  # twice"],
+            [("keep = 3", "keep = 4"), ("self.keep + 1", "self.keep + 2"), ("2 * x", "3 * x"),
+             ("self.keep - 1", "self.keep - 2"), ("return 5", "return 6"), ("most", "more")],
+        ),
+    ],
+    ids=["function", "class"],
+)  # fmt: skip
+def test_code_without_a_file_counts_by_what_it_does(source, same, others):
+    known = code_of(in_a_notebook(source))
+    assert code_of(in_a_notebook(source)) == known == code_of(in_a_notebook(source.replace(*same)))
+    changed = [code_of(in_a_notebook(source.replace(*other))) for other in others]
+    assert len({known, *changed}) == 1 + len(others)
+
+
+def of_power(power):
+    def raised(x):
+        return x**power
+
+    return raised
+
+
+def test_functions_of_one_file_are_told_apart():
+    """They are of one code, but a choice between them is an argument like any other."""
+
+    def fit(x, epochs):
+        return x * epochs
+
+    def other(x, epochs):
+        return x + epochs
+
+    functions = [
+        fit, other, functools.partial(fit, epochs=5), functools.partial(fit, epochs=6),
+        functools.partial(other, epochs=5), of_power(2), of_power(3), lambda x: x, lambda x: -x,
+    ]  # fmt: skip
+    assert len({code_of(function) for function in functions}) == 1
+    marks = [fingerprint(function) for function in functions]
+    assert all(marks.count(mark) == 1 for mark in marks)
+    assert fingerprint(of_power(2)) == fingerprint(of_power(2))
+
+
+def test_what_pfvs_are_found_again_by(tmp_path, artifacts_folder):
+    network = tiny_network(preprocessing=Preprocessing(16, 16))
+    photographs = save_pictures(tmp_path / "pictures", 2)
+    pictures = load_pictures(str(photographs), network)
+
+    def run(network=network, pictures=pictures, **sizes):
+        sizes = {"per_image": 2, **sizes}
+        return sample(network, pictures, Profile(**sizes)).fingerprint
+
+    plain = run()
+    assert run() == run(gap=0.3, name="another") == plain, "sizes that PFVs do not depend on"
+    others = [
+        run(seed=1), run(per_image=3), run(blocks=network.blocks[:1]),
+        run(network=tiny_network(seed=1, preprocessing=Preprocessing(16, 16))),
+        run(pictures=pictures.subset([1, 0])),
+        run(pictures=load_pictures(str(photographs), preprocessing=Preprocessing(16, 20))),
+    ]  # fmt: skip
+    assert len({plain, *others}) == 1 + len(others) == len(list(artifacts_folder.iterdir()))
 
 
 @pytest.mark.parametrize("name", ["concepts", "classes", "interlayer"])

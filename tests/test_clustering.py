@@ -1,14 +1,17 @@
 """clustering.py: a scikit-learn estimator that does what appendix B says, many splits at a time."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from sklearn.cluster import BisectingKMeans
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from gig_helpers import clustering
-from gig_helpers.clustering import BisectingSphericalKMeans, nearest_centre
+from gig_helpers.clustering import BisectingSphericalKMeans, cut, nearest_centre
 
 EXPECTED_FAILURES = {
     "check_estimators_dtypes": "its integer data hold a row of zeros, which has no direction",
@@ -38,7 +41,7 @@ def mean_cosine(x, labels):
     return (unit * centroids[labels]).sum(1).mean()
 
 
-def one_at_a_time(x, k, seed):
+def one_at_a_time(x, k, seed, tol=0.0, max_iter=100):
     """Appendix B word for word: split the largest cluster, look again, until there are k.
 
     Only the start of a split is shared with the module, since the random draws must be the same.
@@ -52,12 +55,13 @@ def one_at_a_time(x, k, seed):
         points = unit[members]
         everywhere = torch.ones(1, len(points), dtype=torch.bool)
         second = clustering._start(points[None], everywhere, clustering._mix(np.array([seed_])))[0]
-        while True:
+        for _ in range(max_iter):
             a, b = points[~second].sum(0), points[second].sum(0)
             moved = points @ (b / b.norm()) > points @ (a / a.norm())
-            if (moved == second).all():
-                break
+            changed = int((moved != second).sum())
             second = moved
+            if changed <= tol * len(points):
+                break
         assert 0 < int(second.sum()) < len(points)
         clusters[largest] = members[~second.numpy()]
         clusters.append(members[second.numpy()])
@@ -69,13 +73,21 @@ def one_at_a_time(x, k, seed):
     return labels
 
 
+@pytest.mark.parametrize("chunk", [2000, clustering._CHUNK])
 @pytest.mark.parametrize("k", [2, 7, 64, 199])
-def test_batches_equal_one_split_at_a_time(k, monkeypatch):
+def test_batches_equal_one_split_at_a_time(k, chunk, monkeypatch):
     x = correlated(400, 16)
-    # Small enough that splits of one batch fall into several chunks.
-    monkeypatch.setattr(clustering, "_CHUNK", 2000)
+    monkeypatch.setattr(clustering, "_CHUNK", chunk)
     model = BisectingSphericalKMeans(k, tol=0, random_state=3).fit(x)
     np.testing.assert_array_equal(model.labels_, one_at_a_time(x, k, 3))
+
+
+@pytest.mark.parametrize("stop", [{"tol": 0.05}, {"tol": 0.3}, {"tol": 0, "max_iter": 2}])
+def test_a_split_stops_by_itself_wherever_it_is_in_a_batch(stop):
+    x = correlated(400, 16)
+    labels = BisectingSphericalKMeans(64, random_state=3, **stop).fit(x).labels_
+    np.testing.assert_array_equal(labels, one_at_a_time(x, 64, 3, **stop))
+    assert (labels != one_at_a_time(x, 64, 3)).any()
 
 
 def test_finds_directions_whatever_the_lengths():
@@ -149,6 +161,131 @@ def test_sizes_are_even_since_the_largest_is_split():
     assert sizes.max() <= 500 / 50 * 4
 
 
+def repeated(n, channels):
+    """Few directions, each of them many times."""
+    return correlated(n // 8, channels)[np.random.default_rng(0).integers(n // 8, size=n)]
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(
+    "x",
+    [
+        correlated(300, 16),
+        correlated(600, 32).astype(np.float32),
+        np.random.default_rng(0).choice([-1.0, 1.0], (200, 6)),  # cosines with many ties
+        repeated(200, 8).astype(np.float32),
+        np.ones((40, 3)),
+    ],
+    ids=["directions", "float32", "ties", "repeated", "equal"],
+)
+def test_a_cut_of_the_tree_is_a_fit_with_fewer_clusters(x, monkeypatch):
+    monkeypatch.setattr(clustering, "_CHUNK", 8000)
+    model = BisectingSphericalKMeans(40, random_state=1).fit(x)
+    finer = model.labels_
+    np.testing.assert_array_equal(model.labels_at(40), finer)
+    for k in range(39, 0, -1):
+        labels = model.labels_at(k)
+        fit = BisectingSphericalKMeans(k, random_state=1).fit(x)
+        np.testing.assert_array_equal(labels, fit.labels_)
+        np.testing.assert_array_equal(model.parents_[:k], fit.parents_)
+        # Nested: one pair of clusters less, and no other point has another label.
+        np.testing.assert_array_equal(labels, np.where(finer == k, model.parents_[k], finer))
+        finer = labels
+
+
+def test_batches_do_not_depend_on_the_number_of_clusters(monkeypatch):
+    # Rounding depends on a batch's shape, but seldom so much that a label changes.
+    x, shapes = correlated(300, 16), []
+    split = BisectingSphericalKMeans._two_means
+    monkeypatch.setattr(clustering, "_CHUNK", 8000)
+    monkeypatch.setattr(
+        BisectingSphericalKMeans,
+        "_two_means",
+        lambda self, points, *rest: shapes.append(points.shape) or split(self, points, *rest),
+    )
+    BisectingSphericalKMeans(200, random_state=0).fit(x)
+    longest = shapes.copy()
+    for k in (2, 20, 90, 150):
+        shapes.clear()
+        BisectingSphericalKMeans(k, random_state=0).fit(x)
+        assert shapes == longest[: len(shapes)]
+        assert k < 90 or len(shapes) > 4
+
+
+def test_tree_by_hand():
+    # Three of the four directions lie together, and of them two: each split takes the largest.
+    degrees = np.deg2rad([0.0, 1, 2, 3, 20, 21, 22, 120, 121])
+    x = np.stack([np.cos(degrees), np.sin(degrees)], axis=1)
+    model = BisectingSphericalKMeans(3, random_state=0).fit(x)
+    assert model.parents_.dtype == np.int64
+    large = model.labels_at(2)[0]
+    assert model.parents_.tolist() == [0, 0, large]
+    assert [len(set(part)) for part in np.split(model.labels_at(2), [7])] == [1, 1]
+    assert [len(set(part)) for part in np.split(model.labels_, [4, 7])] == [1, 1, 1]
+    assert set(model.labels_[:7]) == {large, 2}
+    assert model.labels_at(1).tolist() == [0] * 9
+
+
+@pytest.mark.parametrize(
+    ("k", "expected"),
+    [(1, [0] * 6), (2, [0, 1, 1, 0, 1, 1]), (4, [0, 1, 2, 3, 2, 2]), (6, [0, 1, 2, 3, 4, 5])],
+)
+def test_cut_by_hand(k, expected):
+    labels = cut(torch.tensor([0, 0, 1, 0, 2, 4]), k)
+    assert labels.dtype == torch.int64 and labels.tolist() == expected
+
+
+def test_cut_of_one_long_branch():
+    parents = torch.arange(1000).sub(1).clamp(min=0)
+    for k in (1, 2, 500, 999, 1000):
+        assert cut(parents, k).tolist() == [min(label, k - 1) for label in range(1000)]
+
+
+@pytest.mark.parametrize("k", [-1, 0, 6])
+def test_no_cut_where_the_tree_has_no_clusters(k):
+    model = BisectingSphericalKMeans(5, random_state=0)
+    with pytest.raises(NotFittedError):
+        model.labels_at(2)
+    model.fit(correlated(20, 4))
+    with pytest.raises(ValueError, match=f"from 1 to 5, .* got {k}"):
+        model.labels_at(k)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_fewer_directions_than_clusters_warn(dtype, scaled):
+    x = correlated(5, 16)[np.arange(60) % 5]
+    if scaled:  # one direction, but after rounding no longer equal to the last bit
+        x = x * np.random.default_rng(0).lognormal(size=(60, 1))
+    x = x.astype(dtype)
+    for k in (9, 30, 60):
+        with pytest.warns(ConvergenceWarning, match=f"^5 distinct .* n_clusters={k}: equal") as w:
+            model = BisectingSphericalKMeans(k, random_state=0).fit(x)
+        assert len(w) == 1 and w[0].filename == __file__
+        assert sorted(set(model.labels_)) == list(range(k))
+
+
+@pytest.mark.parametrize(
+    ("x", "k"),
+    [
+        (correlated(60, 4), 60),
+        (correlated(300, 16).astype(np.float32), 300),
+        (correlated(5, 16)[np.arange(60) % 5], 5),
+        # One among thousands differs.
+        (np.repeat([[1.0, 0, 0], [1, 0.02, 0]], [4999, 1], axis=0).astype(np.float32), 2),
+        # Close, but not equal.
+        (np.array([1.0, 0, 0]) + 0.01 * np.random.default_rng(0).normal(size=(99, 3)), 50),
+        (np.ones((6, 2)), 1),
+        (np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]), 4),
+    ],
+)
+def test_distinct_directions_do_not_warn(x, k):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        BisectingSphericalKMeans(k, random_state=0).fit(x)
+
+
+@pytest.mark.filterwarnings("ignore:1 distinct direction")
 @pytest.mark.parametrize("k", [1, 3, 6])
 def test_equal_vectors_are_still_parted(k):
     x = np.tile([[1.0, 2.0, 3.0]], (6, 1)) * np.arange(1, 7)[:, None]

@@ -1,18 +1,33 @@
-"""concepts.py: averages of clusters, their λ, and what they are found again by."""
+"""concepts.py: averages of clusters, codes and back, their λ, and what they are found again by."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from conftest import random_network
+from conftest import random_network, save_pictures
 from torch.nn import functional as F
 
-from gig_helpers import Concepts, load_concepts, load_pictures, sample
+from gig_helpers import (
+    EXTRACTORS,
+    Concepts,
+    Profile,
+    SparseAutoencoder,
+    extractor,
+    fit_concepts,
+    load_pictures,
+    sample,
+)
 from gig_helpers.clustering import BisectingSphericalKMeans
-from gig_helpers.codes import encode
-from gig_helpers.concepts import concept_vectors, extract, nearest_concept, tune, wanted_nonzeros
-from gig_helpers.data import profiles
-from gig_helpers.extractors import SparseAutoencoder
+from gig_helpers.concepts import (
+    concept_vectors,
+    extract,
+    load,
+    nearest_concept,
+    save,
+    tune,
+    wanted_nonzeros,
+)
+from gig_helpers.lasso import duality_gap
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +103,8 @@ def test_a_pfv_belongs_to_the_concept_of_its_direction_whatever_that_ones_length
 def test_class_entropy_by_hand():
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 3])
     concepts = Concepts(torch.eye(4), torch.zeros(4), labels)
-    found = concepts.class_entropy(torch.tensor([5, 5, 7, 7, 2, 2, 9]))
-    torch.testing.assert_close(found, torch.tensor([1.0, 0.0, torch.nan, 0.0]), equal_nan=True)
+    entropy = concepts.class_entropy(torch.tensor([5, 5, 7, 7, 2, 2, 9]))
+    torch.testing.assert_close(entropy, torch.tensor([1.0, 0.0, torch.nan, 0.0]), equal_nan=True)
     with pytest.raises(ValueError, match="one class for each of 7"):
         concepts.class_entropy(torch.tensor([1]))
 
@@ -98,6 +113,10 @@ def test_wanted_nonzeros_are_the_papers_or_a_quarter():
     assert wanted_nonzeros("layer4.2", 16_384) == 105
     assert wanted_nonzeros("layer4.2", 420) == 105 and wanted_nonzeros("layer4.2", 416) == 104
     assert wanted_nonzeros("layer3.10", 30) == 7.5
+    assert wanted_nonzeros("blocks.3", 416, channels=320) == 10
+    assert wanted_nonzeros("blocks.3", 416, channels=32) == 2
+    with pytest.raises(KeyError):
+        wanted_nonzeros("blocks.3", 416)
 
 
 @pytest.mark.parametrize("wanted", [2, 5])
@@ -106,7 +125,7 @@ def test_tune_gives_the_count(wanted):
     x = torch.randn(150, 12, generator=generator) + 3
     concepts = extract(x, torch.full((12,), 3.0), 30)
     tuned = tune(concepts, x, nonzeros=wanted)
-    count = (encode(x, tuned) != 0).sum(1).double().mean()
+    count = (tuned.encode(x) != 0).sum(1).double().mean()
     # All of these PFVs are those that λ was chosen on: the 2 % of lambda_for, and codes that its
     # looser tolerance leaves just above zero.
     assert count == pytest.approx(wanted, rel=0.05)
@@ -123,47 +142,177 @@ def test_tune_asks_for_the_papers_count_and_draws_with_its_seed():
     assert tune(elsewhere, x).lam == tune(concepts, x, nonzeros=2).lam, "12 / 32, 2 at least"
 
 
-def test_the_fingerprint_counts_what_codes_depend_on():
+def test_codes_are_as_near_to_the_optimum_as_was_asked_for():
+    """Of the Lasso with the concepts' own β and λ."""
+    torch.manual_seed(0)
+    concepts = Concepts(torch.randn(20, 6), torch.randn(6), torch.arange(20), "layer4.2", 2.5)
+    x = 3 * torch.randn(4, 5, 6)
+    codes, rough = concepts.encode(x), concepts.encode(x, tol=0.3)
+    assert codes.shape == (4, 5, 20) and codes.any()
+    gaps = [duality_gap(x, concepts.vectors, u, 2.5, beta=concepts.beta) for u in (codes, rough)]
+    assert gaps[0].max() < 1e-4 < gaps[1].max() <= 0.3
+    by_hand = concepts.beta + torch.einsum("npk,kc->npc", codes, concepts.vectors)
+    torch.testing.assert_close(concepts.decode(codes), by_hand)
+
+
+def test_a_lambda_that_is_not_chosen_is_not_zero():
+    bare = Concepts(torch.eye(3), torch.zeros(3), torch.arange(3), "layer4.2")
+    with pytest.raises(ValueError, match="of 'layer4.2' have no λ yet: see concepts.tune"):
+        bare.encode(torch.ones(3))
+    assert replace(bare, lam=0.5).encode(torch.ones(3)).tolist() == [0.5, 0.5, 0.5]
+
+
+@dataclass(frozen=True)
+class Scaled(Concepts):
+    """Concepts with fields of their own: a tensor, numbers, a text."""
+
+    scale: torch.Tensor = torch.ones(1)
+    powers: tuple[float, ...] = ()
+    note: str = ""
+
+    def encode(self, x, *, tol=0.0):
+        return self.scale * ((x - self.beta) @ self.vectors.T)
+
+
+def test_the_fingerprint_counts_every_field():
     concepts = Concepts(torch.eye(3), torch.zeros(3), torch.arange(3), "layer4.2", 1.0)
-    same = replace(concepts, labels=torch.zeros(3))
+    same = replace(concepts, vectors=torch.eye(3))
     assert concepts.fingerprint == same.fingerprint
     others = [
         replace(concepts, vectors=2 * torch.eye(3)),
         replace(concepts, beta=torch.ones(3)),
+        replace(concepts, labels=torch.zeros(3)),
         replace(concepts, block="layer4.1"),
         replace(concepts, lam=2.0),
         replace(concepts, lam=None),
+        replace(concepts, parents=torch.tensor([0, 0, 1])),
+        replace(concepts, parents=torch.tensor([0, 0, 1]), level=2),
+        concepts.to("cpu", torch.float64),
     ]
-    assert len({concepts.fingerprint, *(other.fingerprint for other in others)}) == 6
+    parts = concepts.vectors, concepts.beta, concepts.labels, "layer4.2", 1.0
     encoder = {"encoder": torch.eye(3), "encoder_bias": torch.zeros(3)}
-    sae = SparseAutoencoder(concepts.vectors, concepts.beta, concepts.labels, "layer4.2", **encoder)
-    other = replace(sae, encoder=2 * torch.eye(3))
-    assert sae.fingerprint != other.fingerprint, "its own codes are the encoder's"
+    others += [
+        SparseAutoencoder(*parts, **encoder),
+        SparseAutoencoder(*parts, **encoder | {"encoder": 2 * torch.eye(3)}),
+        Scaled(*parts), Scaled(*parts, scale=torch.zeros(1)), Scaled(*parts, powers=(1.0,)),
+        Scaled(*parts, note="mine"),
+    ]  # fmt: skip
+    assert len({each.fingerprint for each in [concepts, *others]}) == 1 + len(others)
 
 
-def test_concepts_of_a_dataset_are_kept(photographs, artifacts_folder, monkeypatch):
-    blocks = ("layer1.0", "layer3.0")
-    profile = replace(
-        profiles.get("quick"), blocks=blocks, per_image=6, pfvs_per_concept=4, batch_size=4
-    )
-    network = random_network("basic")
-    pictures = load_pictures(str(photographs)).subset(range(8))
-    dataset = sample(network, pictures, profile)
-    found = load_concepts(network, dataset, profile)
-    assert list(found) == list(blocks)
-    for block, concepts in found.items():
-        x, beta = dataset.vectors(block), network.bn_shift(block)
-        k = profile.n_concepts(network.channels(block), 48)
-        expected = extract(x, beta, k, profile.seed, block=block)
-        expected = tune(expected, x, seed=profile.seed)
+def test_concepts_with_fields_of_their_own_are_kept(tmp_path):
+    made = Scaled(
+        torch.randn(3, 4), torch.randn(4), torch.arange(3), "layer4.2",
+        scale=torch.tensor([0.1]), powers=(1.0, 2.5), note="é",
+    )  # fmt: skip
+    save(made, tmp_path / "scaled.safetensors")
+    read = load(tmp_path / "scaled.safetensors")
+    assert type(read) is Scaled and read.fingerprint == made.fingerprint
+    assert (read.block, read.lam) == ("layer4.2", None)
+    assert (read.powers, read.note) == ((1.0, 2.5), "é")
+    x = torch.randn(5, 4)
+    assert torch.equal(read.encode(x), made.encode(x))
+    assert read.to("cpu", torch.float64).scale.dtype == torch.float64
+
+
+def test_a_class_that_is_not_there_says_what_to_do(tmp_path):
+    path = tmp_path / "it.safetensors"
+    save(Scaled(torch.eye(2), torch.zeros(2), torch.arange(2)), path)
+    path.write_bytes(path.read_bytes().replace(b"Scaled", b"Absent"))
+    with pytest.raises(LookupError, match="it.safetensors holds a Absent: import the module that"):
+        load(path)
+
+
+# --------------------------------------------------------------------------------- of a data set
+
+BLOCKS = ("layer1.0", "layer3.0")
+PROFILE = Profile(blocks=BLOCKS, per_image=6, pfvs_per_concept=4, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+    """PFVs of eight pictures by a small network."""
+    folder = tmp_path_factory.mktemp("sampled")
+    with pytest.MonkeyPatch.context() as here:
+        here.setenv("GIG_ARTIFACTS", str(folder / "artifacts"))
+        pictures = load_pictures(str(save_pictures(folder / "pictures", 8)))
+        return sample(random_network("basic"), pictures, PROFILE)
+
+
+def test_concepts_of_a_dataset_are_kept(sampled, artifacts_folder, monkeypatch):
+    network = sampled.network
+    made = fit_concepts(sampled, PROFILE)
+    assert list(made) == list(BLOCKS)
+    for block, concepts in made.items():
+        x, beta = sampled.vectors(block), network.bn_shift(block)
+        k = PROFILE.n_concepts(network.channels(block), 48)
+        expected = extract(x, beta, k, PROFILE.seed, block=block)
+        expected = tune(expected, x, seed=PROFILE.seed)
         assert len(concepts) == k == 12 and concepts.block == block
         assert torch.equal(concepts.labels, expected.labels)
         torch.testing.assert_close(concepts.vectors, expected.vectors)
         torch.testing.assert_close(concepts.beta, beta)
         assert concepts.lam == pytest.approx(expected.lam)
-    monkeypatch.setattr("gig_helpers.concepts.extract", None)  # read, not made again
-    again = load_concepts(network, dataset, profile, blocks[1:])
-    assert list(again) == [blocks[1]]
-    assert again[blocks[1]].fingerprint == found[blocks[1]].fingerprint
+    with monkeypatch.context() as patch:  # read, not made again
+        patch.setattr("gig_helpers.concepts.tune", None)
+        again = fit_concepts(sampled, PROFILE, BLOCKS[1:])
+    assert list(again) == [BLOCKS[1]]
+    assert again[BLOCKS[1]].fingerprint == made[BLOCKS[1]].fingerprint
     with pytest.raises(KeyError, match="no PFVs of 'layer2.0'"):
-        load_concepts(network, dataset, profile, ["layer2.0"])
+        fit_concepts(sampled, PROFILE, ["layer2.0"])
+    with pytest.raises(ValueError, match="unknown extractor 'best': choose bisecting or"):
+        fit_concepts(sampled, PROFILE, extractor="best")
+
+
+def test_options_of_a_fit_are_kept_apart(sampled, artifacts_folder, monkeypatch):
+    """Extractor, k, seed, what is held out, non-zeros: each makes concepts in a file of its own."""
+    block = BLOCKS[1]
+
+    def fit(**options):
+        return fit_concepts(sampled, PROFILE, [block], **options)[block]
+
+    plain = fit()
+    assert fit(k=12, seed=0, extractor="bisecting").fingerprint == plain.fingerprint
+    others = [
+        fit(k=7), fit(seed=1), fit(extractor="random_pfvs"), fit(held_out=True),
+        fit(extractor="sae_short"), fit(extractor="kmeans"),
+    ]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr("gig_helpers.concepts.wanted_nonzeros", lambda *_: 2.0)
+        others.append(fit())
+    assert len(list(artifacts_folder.glob("concepts-*"))) == 1 + len(others)
+    assert len({each.fingerprint for each in [plain, *others]}) == 1 + len(others)
+    seven, seeded, drawn, held, sae, _, sparser = others
+    assert torch.equal(sparser.vectors, plain.vectors) and sparser.lam > plain.lam
+    assert len(seven) == 7 and not torch.equal(seeded.labels, plain.labels)
+    x = sampled.vectors(block)
+    distance = torch.cdist((drawn.vectors + drawn.beta).double(), x.double())
+    assert distance.amin(1).max() < 1e-4, "PFVs themselves"
+    left = ~sampled.held_out(block)
+    assert len(held.labels) == int(left.sum()) == 36 and len(held) == 9
+    expected = extract(x[left], plain.beta, 9, block=block)
+    torch.testing.assert_close(held.vectors, expected.vectors)
+    assert isinstance(sae, SparseAutoencoder) and sae.lam is None and len(sae.losses) == 5
+    assert sae.encode(x).any()
+
+
+def test_a_fit_of_ones_own_is_one_function(sampled, artifacts_folder):
+    @extractor("first", "first PFVs")
+    def first(x, beta, k, seed=0, *, block=""):
+        return Concepts(x[:k] - beta, beta, torch.zeros(len(x)).long(), block)
+
+    try:
+        assert EXTRACTORS["first"].title == "first PFVs"
+        concepts = fit_concepts(sampled, PROFILE, BLOCKS[:1], extractor="first", k=5)[BLOCKS[0]]
+        beta = sampled.network.bn_shift(BLOCKS[0])
+        torch.testing.assert_close(concepts.vectors, sampled.vectors(BLOCKS[0])[:5] - beta)
+        assert concepts.lam > 0, "tuned like all that the Lasso encodes"
+    finally:
+        EXTRACTORS.pop("first")
+
+
+def test_a_block_without_batch_norm_has_its_mean_for_beta(sampled, artifacts_folder, monkeypatch):
+    monkeypatch.setattr(sampled.network, "shift", lambda block: None)
+    block = BLOCKS[1]
+    concepts = fit_concepts(sampled, PROFILE, [block], k=5)[block]
+    torch.testing.assert_close(concepts.beta, sampled.vectors(block).mean(dim=0))

@@ -10,31 +10,46 @@ import torch
 from conftest import random_network, randomised
 from pretend_gpu import CPU, GPU, MixedDevices, on_gpu, pretend_gpu
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 from torchvision.models import VisionTransformer
 
-from gig_helpers import Concepts, Network, concept_graph, pfv, picture_codes, reconstruct, srd
-from gig_helpers.clustering import BisectingSphericalKMeans
-from gig_helpers.codes import encode, load_codes, relative_l2
-from gig_helpers.concepts import extract, load_concepts, nearest_concept, tune
-from gig_helpers.curves import class_curves, interlayer_curves, largest, per_class
-from gig_helpers.data import profiles
+from gig_helpers import (
+    EXTRACTORS,
+    METHODS,
+    Concepts,
+    Decomposition,
+    Network,
+    Profile,
+    attribute,
+    class_concepts,
+    concept_graph,
+    contrast,
+    decompose,
+    deletion_insertion,
+    fit_concepts,
+    matches,
+    pfv,
+    srd,
+)
+from gig_helpers.clustering import BisectingSphericalKMeans, nearest_centre
+from gig_helpers.codes import relative_l2
+from gig_helpers.concepts import extract, nearest_concept, tune
+from gig_helpers.curves import largest
 from gig_helpers.data.pictures import Pictures
 from gig_helpers.data.weights import Preprocessing
-from gig_helpers.extractors import EXTRACTORS, kmeans
-from gig_helpers.gig import attribute, class_relevance, gig
-from gig_helpers.importance import METHODS, class_importance, interlayer_importance
+from gig_helpers.extractors.simple import kmeans
+from gig_helpers.gig import class_relevance, gig, integrate
 from gig_helpers.lasso import duality_gap, objective
-from gig_helpers.paths import control_path, logits_without, strongest_path
+from gig_helpers.paths import control_path, strongest_path
 from gig_helpers.report.examples import examples, localize, nearest_examples
 from gig_helpers.report.fidelity import class_fidelity
 from gig_helpers.report.statistics import compare
-from gig_helpers.report.studies import WRONG_TARGET, class_study, interlayer_study
+from gig_helpers.report.studies import WRONG_TARGET, present_targets, study
 
 A, B = "layer3.0", "layer4.0"
-PROFILE = replace(
-    profiles.get("quick"), blocks=(A, B), per_image=8, pfvs_per_concept=4, gap=0.5, bracket=0.3,
-    evaluation_targets=1,
-)  # fmt: skip
+PROFILE = Profile(
+    blocks=(A, B), per_image=8, pfvs_per_concept=4, gap=0.5, bracket=0.3, evaluation_targets=1
+)
 METHOD_NAMES = [*METHODS, WRONG_TARGET]
 
 pytestmark = pytest.mark.usefixtures("artifacts_folder")
@@ -48,18 +63,21 @@ class Doubles(Pictures):
 
 
 class Chain:
-    """What the functions need: a network, PFVs, concepts of two blocks, codes of two pictures."""
+    """What the functions need: a network, PFVs, concepts of two blocks, two pictures in these."""
 
     def __init__(self, network, pictures):
         self.network, self.pictures = network, pictures
-        self.dataset = pfv.sample(network, pictures, PROFILE)
-        self.concepts = load_concepts(network, self.dataset, PROFILE)
-        self.images = torch.stack([pictures[0], pictures[1]])  # from the CPU, as a reader has them
-        self.codes = picture_codes(network, self.images, self.concepts)
-        self.a, self.b = self.concepts[A], self.concepts[B]
-        self.given = network, self.codes[A], self.a
-        own = Concepts(self.a.vectors.cpu(), self.a.beta.cpu(), self.a.labels.cpu(), A)
-        self.from_cpu = network, self.codes[A].cpu(), own
+        self.pfvs = pfv.sample(network, pictures, PROFILE)
+        self.concepts = fit_concepts(self.pfvs, PROFILE)
+        self.images = pictures[[0, 1]]  # from the CPU, as a reader has them
+        self.d = decompose(network, self.images, self.concepts)
+        self.codes, (self.a, self.b) = self.d.codes, self.concepts.values()
+        self.x, self.mass = self.pfvs.vectors(A).to(self.a.beta), self.codes[A].abs().sum(1)
+
+
+def in_this_process(*given, **options):
+    """A loader without processes of its own, which would not pretend."""
+    return DataLoader(*given, **options | {"num_workers": 0, "pin_memory": False})
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +87,7 @@ def chains(pictures, tmp_path_factory):
     few = Doubles(**vars(few))
     network = random_network("v1.5", torch.float64, width_per_group=8)
     with pytest.MonkeyPatch.context() as here:
-        here.setitem(pfv._READERS, "cuda", 0)
+        here.setattr(pfv, "DataLoader", in_this_process)
         here.setenv("GIG_ARTIFACTS", str(tmp_path_factory.mktemp("cpu")))
         cpu = Chain(network, few)
         here.setenv("GIG_ARTIFACTS", str(tmp_path_factory.mktemp("gpu")))
@@ -87,89 +105,100 @@ USES = {
     "iERF": lambda c: srd.ierf(c.network, c.images, A, torch.tensor([[1, 2], [0, 3]])),
     "iERF, whole picture": lambda c: srd.ierf(c.network, c.images, B, torch.tensor([[0, 1]] * 2)),
     "codes": lambda c: [
-        load_codes(c.network, c.images, c.a) @ c.a.vectors,
-        relative_l2(c.dataset.vectors(A).to(c.a.beta), reconstruct(
-            encode(c.dataset.vectors(A).to(c.a.beta), c.a), c.a)),
-        encode(c.dataset.vectors(A).to(c.a.beta), c.a, tol=1e-9),  # in float64
+        relative_l2(c.x, c.a.decode(c.a.encode(c.x))),
+        c.a.encode(c.x, tol=1e-9),  # in float64
         objective(c.a.vectors, c.a.vectors, torch.eye(len(c.a)).to(c.a.beta), 0.1),
         duality_gap(c.a.vectors, c.a.vectors, torch.eye(len(c.a)).to(c.a.beta), 0.1),
     ],
+    "decomposition": lambda c: [
+        from_cpu(c).reconstruction(A), c.d.residual(A), c.d.logits(), c.d[[1]].at(B).logits({B: 1}),
+        c.d.without({A: [0, 2]}).logits({A: torch.tensor([1, 3]), B: 0}),
+    ],
     "concepts": lambda c: [
-        tune(replace(c.a, lam=None), c.dataset.vectors(A)).vectors,
-        nearest_concept(c.dataset.vectors(A).to(c.a.beta), c.a),
-        c.a.nearest(c.dataset.vectors(A), 2),
-        c.a.class_entropy(c.dataset.picture_ids(A).to(c.a.labels.device)),
+        tune(replace(c.a, lam=None), c.pfvs.vectors(A)).vectors,
+        nearest_concept(c.x, c.a),
+        c.a.nearest(c.pfvs.vectors(A), 2),
+        c.a.class_entropy(c.pfvs.picture_ids(A).to(c.a.labels.device)),
     ],
     "extractors": lambda c: [
-        make(c.dataset.vectors(A).to(c.a.beta), c.a.beta, 5, block=A).vectors
-        for name, make in EXTRACTORS.items() if name != "SAE, converged"
+        each.fit(c.x, c.a.beta, 5, block=A).vectors
+        for name, each in EXTRACTORS.items() if name != "sae"
     ],
     "clustering": lambda c: [
         torch.from_numpy(model.predict(x) if new else model.labels_)
-        for x in (c.dataset.vectors(A) - c.a.beta.cpu(), c.dataset.vectors(A).to(c.a.beta))
+        for x in (c.pfvs.vectors(A) - c.a.beta.cpu(), c.x)
         for model in [BisectingSphericalKMeans(3, random_state=0).fit(x)]
         for new in (True, False)
     ],
     "averages": lambda c: kmeans(
-        c.dataset.vectors(B).to(c.b.beta), c.b.beta, 4, average="raw").vectors,
+        c.pfvs.vectors(B).to(c.b.beta), c.b.beta, 4, average="raw").vectors,
     "GIG": lambda c: [
-        gig(c.network, c.codes[A].cpu(), c.a.vectors.cpu(), A, B, c.b.vectors[:2], tolerance=0.5),
+        gig(c.network, c.codes[A].cpu(), c.a.vectors.cpu(), A, B, c.b.vectors[:2],
+            beta=c.a.beta.cpu(), tolerance=0.5),
         gig(c.network, c.codes[A], c.a.vectors, A, B, c.b.vectors[:2], points=3, positions=True,
             beta=c.a.beta, return_convergence_delta=True),
-        class_relevance(c.network, c.codes[A], c.a.vectors, A, [0, 3], output="probability"),
-        class_relevance(c.network, c.codes[A], c.a.vectors, A, [[0], [2]], points=2,
+        class_relevance(c.network, c.codes[A], c.a.vectors, A, [0, 3], beta=c.a.beta,
+                        output="probability"),
+        class_relevance(c.network, c.codes[A], c.a.vectors, A, [[0], [2]], beta=c.a.beta, points=2,
                         baseline="zero"),
-        attribute(c.network, lambda x, rows: x.flatten(1).gather(1, rows[:, None]), c.codes[A],
-                  c.a.vectors, A, points=2),
+        integrate(lambda x, rows: x.flatten(1).gather(1, rows[:, None]), c.codes[A], c.a.vectors,
+                  c.a.beta, points=2),
     ],
     **{
         f"importance, {name}": lambda c, name=name: [
-            class_importance(name, *c.given, [1, 2], tolerance=0.5),
-            interlayer_importance(name, *c.given, B, c.b.vectors[:2].cpu(), tolerance=0.5),
+            attribute(c.d, A, [1, 2], method=name, tolerance=0.5),
+            attribute(from_cpu(c), A, (B, torch.tensor([0, 1])), method=name, tolerance=0.5),
         ]
         for name in METHODS
     },
     "curves": lambda c: [
-        curves.auc() for curves in class_curves(
-            *c.from_cpu, c.codes[A].abs().sum(1), [0, 1], tolerance=0.3).values()
+        curves.auc() for curves in deletion_insertion(
+            from_cpu(c), A, [[0], [1]], c.mass[:, None], tolerance=0.3).values()
     ],
     "interlayer curves": lambda c: [
-        interlayer_curves(
-            *c.given, B, positive(c).cpu(), c.codes[A].abs().sum(1)[:, None], tolerance=0.3,
-            **options
-        ).auc()
+        deletion_insertion(
+            reached(c), A, (B, 0), c.mass[:, None].cpu(), tolerance=0.3, **options
+        )["projection"].auc()
         for options in (
-            {},
-            {"residual": torch.zeros(2, c.codes[A].shape[1], len(c.a.beta))},
-            {"reference": reconstruct(*c.from_cpu[1:])},
+            {}, {"residual": True}, {"reference": "picture"},
             {"project": lambda w, unit: largest(w - w.mean(1, keepdim=True), unit) + 1e3,
              "held": torch.arange(len(c.a)) < 2},
         )
     ],
-    "rankings by class": lambda c: per_class(
-        c.codes[A].abs().sum(1).cpu(), torch.tensor([3, 3]).to(c.a.beta.device)),
-    "class study": lambda c: list(class_study(
-        c.network, c.images, [0, 1], c.a, METHOD_NAMES, PROFILE).importance.values()),
-    "interlayer study": lambda c: list(interlayer_study(
-        c.network, c.images, [0, 1], c.a, reached(c), METHOD_NAMES[:4], PROFILE
-    ).importance.values()),
-    "fidelity": lambda c: class_fidelity(
-        *c.given, c.codes[A].abs().sum(1)[:, None].cpu(), [0, 1], subsets=4),
+    "study of classes": lambda c: list(study(
+        c.d, A, [[0], [1]], METHOD_NAMES, PROFILE).importance.values()),
+    "study of later concepts": lambda c: [
+        importance
+        for d in [reached(c)]
+        for targets in [present_targets(d, A, B, [0, 1], PROFILE)]
+        for importance in [targets, *study(
+            d, A, (B, targets), METHOD_NAMES[:4], PROFILE).importance.values()]
+    ],
+    "fidelity": lambda c: class_fidelity(c.d, A, [0, 1], c.mass[:, None].cpu(), subsets=4),
+    "questions": lambda c: [
+        torch.tensor(table.sort_index().to_numpy().astype(float))
+        for d in [decompose(c.network, c.pictures[[0, 1, 2]], c.concepts)]
+        for table in (
+            class_concepts(
+                unlabelled(c), c.concepts, int(c.pfvs.predictions()[0]), tolerance=0.5),
+            contrast(c.d, A, 0, 1, tolerance=0.5),
+            matches(d, A, d, B),
+        )
+    ],
     "graph": lambda c: [
         torch.tensor(sorted(weight for _, _, weight in concept_graph(
-            c.network, {b: u[:1] for b, u in c.codes.items()}, c.concepts, [0], top=3
-        ).edges(data="weight")))
+            c.d[[0]], [0], top=3).edges(data="weight")))
     ],
     "paths": lambda c: [
-        logits_without(c.network, c.images[:1], codes, c.concepts, [
-            {}, path, control_path(codes, c.concepts, path, torch.Generator().manual_seed(0))])
-        for codes in [{b: u[:1] for b, u in c.codes.items()}]
-        for path in [strongest_path(c.network, codes, c.concepts, 0, tolerance=0.5)]
+        d.logits(taken)
+        for d in [c.d[[0]]]
+        for path in [strongest_path(d, 0, tolerance=0.5)]
+        for taken in (path, control_path(d, path, torch.Generator().manual_seed(0)))
     ],
     "examples": lambda c: [
         torch.from_numpy(shot.ierf) for shot in [
-            *examples(c.network, c.pictures, c.dataset, B, torch.tensor([3])),
-            *nearest_examples(c.network, c.pictures, c.dataset, c.a, [0], 2)[0],
+            *examples(c.pfvs, B, torch.tensor([3])),
+            *nearest_examples(c.pfvs, c.a, [0], 2)[0],
         ]
     ],
     "localisation": lambda c: localize(
@@ -178,17 +207,26 @@ USES = {
 }  # fmt: skip
 
 
-def positive(chain):
-    """Directions of the later block whose largest projection is positive in both pictures."""
-    x = chain.network.preactivations(chain.images.to(chain.network.device), [B])[B]
-    return chain.network.positions(x, B).mean(dim=(0, 1))[None].abs()
+def from_cpu(chain):
+    """The decomposition, made of parts that lie on the CPU."""
+    codes = {block: u.cpu() for block, u in chain.codes.items()}
+    concepts = {block: here.to("cpu") for block, here in chain.concepts.items()}
+    return Decomposition(chain.network, chain.images, concepts, codes)
+
+
+def unlabelled(chain):
+    """PFVs of pictures of no class of ImageNet, which this network does not know."""
+    none = (None,) * len(chain.pictures)
+    return replace(chain.pfvs, pictures=replace(chain.pictures, labels=none))
 
 
 def reached(chain):
-    """Concepts of the later block that both pictures have: their own PFVs."""
-    x = chain.network.preactivations(chain.images.to(chain.network.device), [B])[B]
-    vectors = chain.network.positions(x, B).flatten(0, 1) - chain.b.beta
-    return replace(chain.b, vectors=vectors, lam=0.1)
+    """With concepts of the later block that both pictures have: their own PFVs, and the mean."""
+    x = chain.network.preactivations(chain.images, [B])[B]
+    flat = chain.network.positions(x, B).flatten(0, 1)
+    vectors = torch.cat([flat.mean(dim=0, keepdim=True).abs(), flat - chain.b.beta])
+    later = Concepts(vectors, chain.b.beta, chain.b.labels, B, lam=0.1)
+    return decompose(chain.network, chain.images, {A: chain.a, B: later})
 
 
 @pytest.mark.parametrize("use", USES)
@@ -197,28 +235,32 @@ def test_functions_run_on_a_gpu_as_on_the_cpu(use, chains, artifacts_folder, mon
     expected = tree_leaves(USES[use](cpu))
     monkeypatch.setenv("GIG_ARTIFACTS", str(artifacts_folder / "gpu"))
     with pretend_gpu():
-        found = [tensor.cpu() for tensor in tree_leaves(USES[use](gpu))]
-    assert len(found) == len(expected) > 0
-    for one, other in zip(found, expected, strict=True):
+        results = [tensor.cpu() for tensor in tree_leaves(USES[use](gpu))]
+    assert len(results) == len(expected) > 0
+    for result, wanted in zip(results, expected, strict=True):
         # Weights lie otherwise on a GPU, and sums round otherwise.
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(result, wanted, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def test_concepts_lie_where_the_network_does(chains):
     _, gpu = chains
     with pretend_gpu():
-        assert gpu.network.class_vectors.device == gpu.network.bn_shift(A).device == GPU
-        assert gpu.a.vectors.device == gpu.codes[A].device == GPU
-        assert gpu.dataset.vectors(A).device == CPU
-        x = gpu.dataset.vectors(A).to(GPU)
+        assert gpu.network.bn_shift(A).device == GPU
+        assert gpu.a.vectors.device == gpu.codes[A].device == gpu.d.images.device == GPU
+        assert gpu.pfvs.vectors(A).device == CPU
+        x = gpu.pfvs.vectors(A).to(GPU)
         assert extract(x, gpu.a.beta, 3).labels.device == GPU
-        assert BisectingSphericalKMeans()._unit(x.cpu(), reset=True).device == GPU
+        model = BisectingSphericalKMeans(3, random_state=0).fit(x.cpu())
+        with patch("gig_helpers.clustering.nearest_centre", wraps=nearest_centre) as nearest:
+            model.predict(x.cpu())
+        assert nearest.call_args.args[0].device == GPU, "it computes there whatever it is given"
 
 
-def test_a_batch_is_moved_to_the_gpu_once(chains):
+def test_a_batch_is_moved_to_the_gpu_once(chains, monkeypatch):
     _, gpu = chains
+    monkeypatch.setattr(pfv, "DataLoader", in_this_process)
     with pretend_gpu(), patch.object(gpu.network, "checked", wraps=gpu.network.checked) as checked:
-        pfv._sample_batch(gpu.network, gpu.images, torch.arange(2), gpu.pictures, PROFILE)
+        pfv.sample(gpu.network, gpu.pictures, PROFILE)
         assert {call.args[0].device for call in checked.call_args_list} == {GPU}
 
 

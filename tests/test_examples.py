@@ -1,40 +1,43 @@
 """report/examples.py: crops, squares and iERFs of PFVs are those of their pictures."""
 
-from dataclasses import replace
+from types import SimpleNamespace
 
+import networkx as nx
+import numpy as np
 import pytest
 import torch
 from conftest import random_network
 
 from gig_helpers import Concepts, load_pictures, sample, srd
-from gig_helpers.data import profiles
+from gig_helpers.data.profiles import Profile
 from gig_helpers.report.examples import (
     examples,
     ierfs,
+    illustrate,
     likeness,
     localize,
     nearest_examples,
     square,
 )
 
-PROFILE = replace(
-    profiles.get("quick"), blocks=("layer1.1", "layer3.0"), per_image=3, batch_size=2, seed=7
-)
+PROFILE = Profile(blocks=("layer1.1", "layer3.0"), per_image=3, batch_size=2, seed=7)
 
 pytestmark = pytest.mark.usefixtures("artifacts_folder")
 
 
 def test_ierfs_and_examples_belong_to_their_pictures(photographs):
     network, pictures = random_network(), load_pictures(str(photographs))
-    dataset = sample(network, pictures, PROFILE)
-    indices = torch.tensor([40, 41, 0])
-    maps = ierfs(network, pictures, dataset, "layer1.1", indices)
-    for row, index in enumerate(indices.tolist()):
-        image = pictures[int(dataset.picture_ids("layer1.1")[index])][None]
-        position = dataset.positions("layer1.1")[index]
+    pfvs = sample(network, pictures, PROFILE)
+    rows = torch.tensor([40, 41, 0])
+    maps = ierfs(pfvs, "layer1.1", rows)
+    for row, index in enumerate(rows.tolist()):
+        image = pictures[int(pfvs.picture_ids("layer1.1")[index])][None]
+        position = pfvs.positions("layer1.1")[index]
         alone = srd.ierf(network, image, "layer1.1", position[None, None])[0, 0]
         torch.testing.assert_close(maps[row], alone, rtol=1e-3, atol=1e-6)
-    for example in examples(network, pictures, dataset, "layer1.1", indices):
+    with pytest.raises(ValueError, match="no PFV of layer1.1 was asked for"):
+        ierfs(pfvs, "layer1.1", [])
+    for example in examples(pfvs, "layer1.1", rows):
         left, top, side = example.square
         edge = example.crop.shape[0]
         assert example.crop.shape == (edge, edge, 3) and example.ierf.shape == (edge, edge)
@@ -52,49 +55,86 @@ def test_square_is_the_smallest_square_that_holds_the_share():
     assert square(-torch.ones(50, 80)) == (0, 0, 50)
 
 
-def test_no_pfv_is_no_map(photographs):
-    network, pictures = random_network("basic"), load_pictures(str(photographs)).subset([0])
-    dataset = sample(network, pictures, PROFILE)
-    with pytest.raises(ValueError, match="no PFV was asked for"):
-        ierfs(network, pictures, dataset, "layer1.1", torch.zeros(0, dtype=torch.long))
+def test_an_example_is_made_once(photographs, monkeypatch):
+    pfvs = sample(random_network(), load_pictures(str(photographs)).subset(range(4)), PROFILE)
+    first = examples(pfvs, "layer1.1", [5, 1, 5])
+    assert first[0] is first[2] is not first[1]
+    made, real = [], srd.ierf
+
+    def watched(network, images, *rest):
+        made.append(len(images))
+        return real(network, images, *rest)
+
+    monkeypatch.setattr(srd, "ierf", watched)
+    again = examples(pfvs, "layer1.1", torch.tensor([1, 2, 5]))
+    assert made == [1] and again[0] is first[1] and again[2] is first[0]
+    assert all(example.ierf.base is None for example in again), "a batch's whole maps are kept"
+    assert examples(pfvs, "layer1.1", []) == [] and made == [1]
 
 
 def test_nearest_examples_are_those_of_the_concepts_asked_for(photographs):
     network = random_network("basic")
-    pictures = load_pictures(str(photographs)).subset(range(6))
-    dataset = sample(network, pictures, PROFILE)
-    x, beta = dataset.vectors("layer3.0"), network.bn_shift("layer3.0")
+    pfvs = sample(network, load_pictures(str(photographs)).subset(range(6)), PROFILE)
+    x, beta = pfvs.vectors("layer3.0"), network.bn_shift("layer3.0")
     # Three concepts, each a PFV itself, and so the one that it is nearest to.
     concepts = Concepts(x[[2, 11, 17]] - beta, beta, torch.zeros(len(x)), "layer3.0")
-    found = nearest_examples(network, pictures, dataset, concepts, [2, 0], count=2)
-    assert [len(each) for each in found] == [2, 2]
+    shots = nearest_examples(pfvs, concepts, [2, 0], count=2)
+    assert [len(each) for each in shots] == [2, 2]
     rows = concepts.nearest(x, 2)
     assert rows[[2, 0], 0].tolist() == [17, 2]
-    for each, indices in zip(found, rows[[2, 0]], strict=True):
-        alone = examples(network, pictures, dataset, "layer3.0", indices)
-        for one, other in zip(each, alone, strict=True):
-            assert one.picture == other.picture and one.square == other.square
+    pfvs.shown.clear()
+    for near, indices in zip(shots, rows[[2, 0]], strict=True):
+        for shot, alone in zip(near, examples(pfvs, "layer3.0", indices), strict=True):
+            assert shot.picture == alone.picture and shot.square == alone.square
             # An iERF of a batch of another size rounds differently in float32.
-            assert abs(one.ierf - other.ierf).max() < 1e-3 * abs(other.ierf).max()
+            assert abs(shot.ierf - alone.ierf).max() < 1e-3 * abs(alone.ierf).max()
+    assert nearest_examples(pfvs, concepts, [], count=2) == []
+
+
+def test_a_graph_is_illustrated_with_what_it_was_made_of(photographs):
+    network = random_network("basic")
+    pictures = load_pictures(str(photographs)).subset([3, 0, 1])
+    pfvs = sample(network, pictures, PROFILE)
+    concepts, nodes = {}, {}
+    for block in PROFILE.blocks:
+        x, beta = pfvs.vectors(block), network.bn_shift(block)
+        # All PFVs are of the first concept; the second has none, as of an extractor's.
+        concepts[block] = Concepts(x[[8, 2]] - beta, beta, torch.zeros(len(x)).long(), block)
+        nodes |= {f"{block}/{q}": block for q in (1, 0)}
+    graph = nx.DiGraph(blocks=list(PROFILE.blocks), classes=[4, 2], labels=[2, 4, 4])
+    for node, block in nodes.items():
+        graph.add_node(node, kind="concept", block=block, concept=int(node[-1]))
+    for label in (4, 2):
+        graph.add_node(f"class/{label}", kind="class", block="class", name=str(label))
+    images = torch.stack([pictures[i] for i in range(3)])
+    d = SimpleNamespace(network=network, images=images, concepts=concepts)
+    shown = illustrate(graph, d, pfvs, count=2)
+    assert shown.graph is graph and [*shown.examples] == [*nodes]
+    assert [graph.nodes[n]["photographs"] for n in nodes] == [0, 3, 0, 3]
+    for node, block in nodes.items():
+        (near,) = nearest_examples(pfvs, concepts[block], [int(node[-1])], 2)
+        assert all(a is b for a, b in zip(shown.examples[node], near, strict=True))
+    assert [*shown.faces] == [4, 2]
+    for label, first in ((4, 1), (2, 0)):
+        assert np.array_equal(shown.faces[label], pictures.image(first))
 
 
 def test_likeness_is_that_of_the_classes_that_nearest_pfvs_come_from(photographs):
     network = random_network("basic")
-    pictures = load_pictures(str(photographs)).subset(range(6))
-    dataset = sample(network, pictures, PROFILE)
+    pfvs = sample(network, load_pictures(str(photographs)).subset(range(6)), PROFILE)
     block = "layer3.0"
-    x, beta = dataset.vectors(block), network.bn_shift(block)
+    x, beta = pfvs.vectors(block), network.bn_shift(block)
     concepts = Concepts(torch.randn(5, x.shape[1]), beta, torch.zeros(len(x)), block)
     importance, classes = torch.randn(2, 5), [3, 4]
-    among = dataset.picture_ids(block) != 1
-    found = likeness(network, dataset, concepts, importance, classes, among=among, first=2, count=3)
+    among = pfvs.picture_ids(block) != 1
+    values = likeness(pfvs, concepts, importance, classes, among=among, first=2, count=3)
     cosine = torch.nn.functional.cosine_similarity
-    for row, label, value in zip(importance, classes, found, strict=True):
+    for row, label, value in zip(importance, classes, values, strict=True):
         alike = []
         for q in row.argsort(descending=True)[:2]:
             near = cosine(x - beta, concepts.vectors[q][None]).masked_fill(~among, -2)
             for n in near.argsort(descending=True)[:3]:
-                other = dataset.predictions()[dataset.picture_ids(block)[n]]
+                other = pfvs.predictions()[pfvs.picture_ids(block)[n]]
                 vectors = network.class_vectors
                 alike.append(float(cosine(vectors[label], vectors[other], dim=0)))
         assert len(alike) == 6 and float(value) == pytest.approx(sum(alike) / 6, abs=1e-5)

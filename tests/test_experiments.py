@@ -23,11 +23,9 @@ from experiments import (
     scale,
     shared,
 )
-from gig_helpers import Concepts
-from gig_helpers.codes import load_codes
+from gig_helpers import METHODS, Concepts, decompose
 from gig_helpers.data import artifacts, profiles
-from gig_helpers.importance import METHODS
-from gig_helpers.report.studies import WRONG_TARGET, seen_right
+from gig_helpers.report.studies import WRONG_TARGET
 
 BLOCKS = ("layer3.5", "layer4.2")
 
@@ -45,7 +43,7 @@ def small(network, pictures, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("GIG_ARTIFACTS", str(folder))
     profile = replace(
         profiles.get("quick"), blocks=BLOCKS, evaluation_pictures=3, gap=0.5,
-        evaluation_targets=1, bracket=0.5, per_image=8, pfvs_per_concept=10,
+        evaluation_targets=2, bracket=0.5, per_image=8, pfvs_per_concept=10,
     )  # fmt: skip
     return run.Run(profile, network, pictures.subset(range(0, len(pictures), 5)))
 
@@ -69,22 +67,24 @@ def fields(part):
 
 @pytest.mark.parametrize(("part", "name"), [(classes, "classes"), (interlayer, "interlayer")])
 def test_curves_have_the_fields_that_chapters_read(small, part, name, monkeypatch):
-    own_codes = "SAE, 5 epochs" + classes.OWN_CODES
-    monkeypatch.setattr(classes, "RIVALS", ("random PFVs", own_codes))
-    monkeypatch.setitem(run.AFFORDABLE, "SAE, 5 epochs", 2048)
+    rivals = (("random_pfvs", "lasso"), ("sae_short", "lasso"), ("sae_short", "own"))
+    monkeypatch.setattr(classes, "RIVALS", rivals)
     part.make(small)
     found, recorded = written(name), artifacts.recorded(name)
     assert fields(found) == fields(recorded)
-    methods = {name for name, method in METHODS.items() if method.affordable} | {WRONG_TARGET}
+    methods = {name for name, method in METHODS.items() if not method.per_concept}
     if part is classes:
         ours, theirs = found["rows"][:2], found["rows"][2:]
-        assert [row["block"] for row in theirs] == ["layer4.2"] * 2, "Table 1 has no layer3.5"
-        assert theirs[1]["extractor"] == own_codes and theirs[1]["lambda"] is None
+        assert [row["block"] for row in theirs] == ["layer4.2"] * 3, "Table 1 has no layer3.5"
+        assert [(row["extractor"], row["codes"]) for row in theirs] == [*rivals]
+        assert {row["codes"] for row in ours} == {"lasso"}
+        assert [row["lambda"] is None for row in theirs] == [False, False, True]
         assert all(set(row["agreement"]["orders"]) == {"gig"} for row in theirs)
         assert all(list(row["agreement"]["orders"]) == sorted(classes.ORDERS) for row in ours)
     else:
         (row,) = found["rows"]
-        assert (row["source"], row["target"]) == BLOCKS and set(row["orders"]) == methods
+        assert (row["source"], row["target"]) == BLOCKS
+        assert set(row["orders"]) == methods | {WRONG_TARGET}
     for row in found["rows"]:
         steps = row["seconds_per_picture"]
         assert set(steps) >= {"codes", "gig", "curves"} and all(t > 0 for t in steps.values())
@@ -92,28 +92,29 @@ def test_curves_have_the_fields_that_chapters_read(small, part, name, monkeypatc
 
 def test_evaluated_pictures_made_no_concept(small):
     images, _ = small.evaluated()
-    left_out = [small.dataset.photographs[i] % 4 == 0 for i in range(len(small.pictures))]
-    allowed = [small.pictures[i] for i, out in enumerate(left_out) if out]
-    assert all(any(torch.equal(image, other) for other in allowed) for image in images)
-    kept = ~small.dataset.held_out("layer4.2")
-    found = small.concepts("layer4.2")
-    assert len(found.labels) == int(kept.sum()) < len(kept)
+    left_out = [i for i in range(len(small.pictures)) if small.pfvs.photographs[i] % 4 == 0]
+    assert small.left_out == left_out
+    allowed = small.pictures[left_out]
+    assert all(any(torch.equal(image, other) for other in allowed) for image in images.cpu())
+    kept = ~small.pfvs.held_out("layer4.2")
+    concepts = small.concepts("layer4.2")
+    assert len(concepts.labels) == len(small.kept("layer4.2")) == int(kept.sum()) < len(kept)
 
 
 def test_extractors_are_compared_at_equal_non_zeros(small, monkeypatch):
-    few = {n: extractors.EXTRACTORS[n] for n in ("bisecting", "random PFVs", "SAE, 5 epochs")}
+    few = {n: extractors.EXTRACTORS[n] for n in ("bisecting", "random_pfvs", "sae_short", "kmeans")}
     monkeypatch.setattr(extractors, "EXTRACTORS", few)
-    monkeypatch.setitem(run.AFFORDABLE, "SAE, 5 epochs", 0)
+    monkeypatch.setitem(run.AFFORDABLE, "kmeans", 0)
     monkeypatch.setattr(extractors, "PHOTOGRAPHS", 5)
     extractors.make(small)
     found, recorded = written("concepts"), artifacts.recorded("concepts")
     (row,) = found["rows"]
     assert row["block"] == "layer4.2", "Table 1 has no layer3.5"
-    assert set(row["methods"]) == {"bisecting", "random PFVs"}, "the autoencoder takes too long"
-    for name, one in row["methods"].items():
-        assert fields(one) == fields(recorded["rows"][0]["methods"][name])
-        assert len(one["records"]) == extractors.SEEDS.get(name, 1)
-        for record in one["records"]:
+    assert set(row["methods"]) == {*few} - {"kmeans"}, "k-means takes too long"
+    for name, method in row["methods"].items():
+        assert fields(method) == fields(recorded["rows"][0]["methods"][name])
+        assert len(method["records"]) == extractors.SEEDS.get(name, 1)
+        for record in method["records"]:
             for where in ("left_out", "seen"):
                 # 2 %, within which lambda_for stops, or one code of one PFV where they are few.
                 assert record[f"nonzeros_{where}"] == pytest.approx(row["nonzeros"], rel=0.05)
@@ -125,12 +126,12 @@ def test_extractors_are_compared_at_equal_non_zeros(small, monkeypatch):
 def test_pursuit_uses_as_many_unit_atoms_as_it_is_told(small):
     block = "layer4.2"
     concepts, beta = small.concepts(block), small.network.bn_shift(block)
-    x = small.dataset.vectors(block)[:3]
+    x = small.pfvs.vectors(block)[:3]
     atoms = torch.nn.functional.normalize(concepts.vectors, dim=1)
     # Atom after atom, the one that correlates most, refitted by least squares.
     for n in (1, 3):
-        found = extractors._pursued(concepts, x, beta, n)["errors"]
-        for target, error in zip(x - beta, found, strict=True):
+        errors = extractors._pursued(concepts, x, beta, n)["errors"]
+        for target, error in zip(x - beta, errors, strict=True):
             chosen, rest = [], target
             for _ in range(n):
                 chosen.append(int((atoms @ rest).abs().argmax()))
@@ -157,13 +158,13 @@ def test_members_are_compared_one_per_photograph(monkeypatch):
     concepts = Concepts(torch.eye(2), torch.zeros(2), which, "any")
     # The first concept's two nearest photographs are of one class, all others of classes apart.
     predictions = torch.tensor([0, 0, *range(1, 11)])
-    dataset = SimpleNamespace(
+    pfvs = SimpleNamespace(
         held_out=lambda block: torch.ones(24, dtype=torch.bool), picture_ids=lambda block: ids,
         vectors=lambda block: x, photographs=torch.arange(12), predictions=lambda: predictions,
     )  # fmt: skip
     network = SimpleNamespace(class_vectors=torch.eye(11))
     here = SimpleNamespace(
-        dataset=dataset, concepts=lambda block: concepts, network=network,
+        pfvs=pfvs, concepts=lambda block: concepts, network=network,
         profile=SimpleNamespace(seed=0),
     )  # fmt: skip
     row = controls._members(here, "any")
@@ -193,8 +194,8 @@ def test_controls_fall_apart_and_come_back(small, monkeypatch):
     assert apart == [("layer3.5", "fc"), ("layer4.2", "fc"), ("layer3.5", "layer4")]
     same = controls._apart(small, small.network, "layer4.2", "nothing")
     assert same["signed"]["mean"] == same["first ten in common"]["mean"] == 1
-    one = small.concepts("layer4.2")
-    assert float(controls._nearest(one, one).min()) == pytest.approx(1, abs=1e-5)
+    concepts = small.concepts("layer4.2")
+    assert float(controls._nearest(concepts, concepts).min()) == pytest.approx(1, abs=1e-5)
 
 
 def test_readings_have_the_fields_that_chapter_5_reads(small, monkeypatch):
@@ -221,7 +222,7 @@ def test_a_concept_taken_out_costs_what_a_forward_pass_without_it_says(small, mo
     assert labels[0] != labels[1]
     lost = shared._taken_out(small, concepts, images, labels)["the first's own"]
     # By hand: of all concepts, the one whose loss costs the first class this much is its own.
-    codes = load_codes(network, images[:1], concepts)[0]
+    codes = decompose(network, images[:1], {"layer4.2": concepts}).codes["layer4.2"][0]
     x = network.preactivations(images[:1], ["layer4.2"])["layer4.2"]
     before = network.logits(images[:1])[0, labels[0]]
     every = []
@@ -234,26 +235,25 @@ def test_a_concept_taken_out_costs_what_a_forward_pass_without_it_says(small, mo
 
 
 def test_graphs_know_what_their_concepts_are_made_of(small, monkeypatch):
-    seen = sorted(
-        {*small.dataset.predictions()[seen_right(small.pictures, small.dataset)].tolist()}
-    )
-    one, two = (small.network.classes[c] for c in seen[:2])
-    monkeypatch.setattr(graphs, "PAIRS", {"1": (one, two), "6": (one, "no photograph of it")})
+    seen = sorted({*small.pfvs.predictions()[small.pfvs.right()].tolist()})
+    names = [small.network.classes[c] for c in seen[:2]]
+    missing = names[0], "no photograph of it"
+    monkeypatch.setattr(graphs, "PAIRS", {"1": tuple(names), "6": missing})
     monkeypatch.setattr(graphs, "OF_EACH", 1)
     monkeypatch.setattr(small.network, "classes", (*small.network.classes, "no photograph of it"))
     graphs.make(small)
     found, recorded = written("graphs"), artifacts.recorded("graphs")
     (row,) = found["rows"]
-    assert set(row) == set(recorded["rows"][0]) and row["classes"] == [one, two]
+    assert set(row) == set(recorded["rows"][0]) and row["classes"] == names
     graph = nx.node_link_graph(row["graph"], edges="edges")
     assert graph.graph["blocks"] == list(BLOCKS) and graph.graph["classes"] == seen[:2]
     node = next(n for n, d in graph.nodes(data=True) if d["block"] == "layer4.2")
-    kept = (~small.dataset.held_out("layer4.2")).nonzero()[:, 0]
+    kept = (~small.pfvs.held_out("layer4.2")).nonzero()[:, 0]
     rows = kept[small.concepts("layer4.2").labels == graph.nodes[node]["concept"]]
-    owners = {*small.dataset.picture_ids("layer4.2")[rows].tolist()}
+    owners = {*small.pfvs.picture_ids("layer4.2")[rows].tolist()}
     assert graph.nodes[node]["photographs"] == len(owners)
-    names = {small.network.classes[int(small.dataset.predictions()[i])] for i in owners}
-    assert set(graph.nodes[node]["classes"]) <= names
+    theirs = {small.network.classes[int(small.pfvs.predictions()[i])] for i in owners}
+    assert set(graph.nodes[node]["classes"]) <= theirs
     weights = [w for _, b, w in graph.edges(data="weight") if not b.startswith("class/")]
     assert min(weights) >= graphs.WEAKEST and len(weights) < graph.graph["edges"]
     against = sum(raw < 0 for *_, raw in graph.edges(data="raw"))
@@ -264,7 +264,7 @@ def test_paths_have_the_fields_that_chapter_7_reads(small):
     paths.make(small)
     (row,), recorded = written("paths")["rows"], artifacts.recorded("paths")
     assert fields(row) == fields(recorded["rows"][0]) and row["blocks"] == list(BLOCKS)
-    lost = {name: found["mean"] for name, found in row["lost"].items()}
+    lost = {name: arm["mean"] for name, arm in row["lost"].items()}
     for name, apart in row["path_minus"].items():
         assert apart["mean"] == pytest.approx(lost["path"] - lost[name], abs=1e-4)
 
@@ -274,7 +274,7 @@ def test_uniform_draws_differ_from_those_by_contribution(small, monkeypatch):
     found = written("sampling")
     assert fields(found) == fields(artifacts.recorded("sampling"))
     assert [row["block"] for row in found["rows"]] == list(BLOCKS)
-    drawn = sampling._uniform(small.network, small.pictures, ("layer4.2",), 8, 2, 0)["layer4.2"]
+    drawn = sampling._uniform(small.network, small.pictures, ["layer4.2"], 8, 2, 0)["layer4.2"]
     with torch.no_grad():
         x = small.network.preactivations(small.pictures[0][None], ["layer4.2"])["layer4.2"]
     # Eight different positions of the first picture's own map.
@@ -283,8 +283,8 @@ def test_uniform_draws_differ_from_those_by_contribution(small, monkeypatch):
     assert distance.amin(dim=1).max() < 1e-2 * drawn[0].norm(dim=1).min()
     # Equal concepts of either kind would serve a class alike.
     monkeypatch.setattr(sampling, "extract", lambda x, beta, k, *_, block: small.concepts(block))
-    monkeypatch.setattr(sampling, "tune", lambda concepts, x: concepts)
-    row = sampling._row(small, "layer4.2", drawn, 2)
+    monkeypatch.setattr(sampling, "tune", lambda concepts, x, seed: concepts)
+    row = sampling._row(small, "layer4.2", drawn)
     assert row["gain"]["minus_ours"]["mean"] == 0
 
 
@@ -298,6 +298,8 @@ def test_shuffling_permutes_one_part_alone(network):
 
 def test_scale_measures_every_stage_from_nothing(small, folder):
     before = sorted(folder.iterdir())
+    # A tenth of so few pictures makes too few concepts for two.
+    small = replace(small, profile=replace(small.profile, evaluation_targets=1))
     scale.make(small)
     found = written("scale")
     assert fields(found["rows"][:1]) == fields(artifacts.recorded("scale")["rows"][:1])

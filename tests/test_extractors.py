@@ -1,21 +1,16 @@
 """extractors: one interface, and each does what its name says."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from gig_helpers import reconstruct
-from gig_helpers.codes import encode, relative_l2
-from gig_helpers.concepts import extract, tune
-from gig_helpers.extractors import (
-    EXTRACTORS,
-    dictionary_learning,
-    kmeans,
-    random_pfvs,
-    sparse_autoencoder,
-)
+from gig_helpers import EXTRACTORS
+from gig_helpers.codes import relative_l2
+from gig_helpers.concepts import extract, load, save, tune
+from gig_helpers.extractors.sae import sparse_autoencoder
+from gig_helpers.extractors.simple import dictionary_learning, kmeans, random_pfvs
 
 
 def pfvs(n=300, channels=12, directions=16, seed=0):
@@ -30,32 +25,55 @@ def pfvs(n=300, channels=12, directions=16, seed=0):
     return x + noise + beta, beta
 
 
-@pytest.mark.parametrize("method", EXTRACTORS.values(), ids=EXTRACTORS)
-def test_same_interface(method):
+each_fit = pytest.mark.parametrize("fit", [e.fit for e in EXTRACTORS.values()], ids=EXTRACTORS)
+
+
+@each_fit
+def test_same_interface(fit):
     x, beta = pfvs()
-    concepts = method(x, beta, 20, 0)
+    concepts = fit(x, beta, 20, 0)
     assert concepts.vectors.shape == (20, 12) and concepts.vectors.dtype == x.dtype
     assert concepts.beta.shape == (12,) and concepts.labels.shape == (300,)
     assert 0 <= concepts.labels.min() and concepts.labels.max() < 20
     assert torch.isfinite(concepts.vectors).all()
     assert concepts.lam is None
-    torch.testing.assert_close(method(x, beta, 20, 0).vectors, concepts.vectors)
-    assert method(x, beta, 20, block="layer4.2").block == "layer4.2"
-    assert not torch.equal(method(x, beta, 20, 1).vectors, concepts.vectors)
+    torch.testing.assert_close(fit(x, beta, 20, 0).vectors, concepts.vectors)
+    assert fit(x, beta, 20, block="layer4.2").block == "layer4.2"
+    assert not torch.equal(fit(x, beta, 20, 1).vectors, concepts.vectors)
 
 
-@pytest.mark.parametrize("method", EXTRACTORS.values(), ids=EXTRACTORS)
-def test_bad_input(method):
+@each_fit
+def test_concepts_of_every_extractor_are_kept_as_they_are(fit, tmp_path):
+    """Their class, every field, and codes to the last bit."""
+    x, beta = pfvs()
+    made = fit(x, beta, 20, 0, block="layer4.2")
+    made = tune(made, x, nonzeros=3) if made.needs_lam else made
+    save(made, tmp_path / "concepts.safetensors")
+    read = load(tmp_path / "concepts.safetensors")
+    assert type(read) is type(made) and read.fingerprint == made.fingerprint
+    for field in fields(made):
+        kept, own = (getattr(concepts, field.name) for concepts in (read, made))
+        if isinstance(own, torch.Tensor):
+            assert torch.equal(kept, own) and kept.dtype == own.dtype
+        else:
+            assert kept == own and type(kept) is type(own)
+    codes = made.encode(x[:50])
+    assert codes.any() and torch.equal(read.encode(x[:50]), codes)
+    assert torch.equal(read.decode(codes), made.decode(codes))
+
+
+@each_fit
+def test_bad_input(fit):
     x, beta = pfvs(n=10)
     with pytest.raises(ValueError, match="10"):
-        method(x, beta, 11, 0)
+        fit(x, beta, 11, 0)
     x[3, 2] = torch.nan
     with pytest.raises(ValueError, match="NaN"):
-        method(x, beta, 2, 0)
+        fit(x, beta, 2, 0)
 
 
 def test_the_papers_own_comes_first():
-    assert next(iter(EXTRACTORS)) == "bisecting" and EXTRACTORS["bisecting"] is extract
+    assert next(iter(EXTRACTORS)) == "bisecting" and EXTRACTORS["bisecting"].fit is extract
 
 
 def test_random_concepts_are_pfvs():
@@ -67,40 +85,59 @@ def test_random_concepts_are_pfvs():
     assert len(distance.argmin(1).unique()) == 20
 
 
-def test_kmeans_averages_its_members():
-    x, beta = pfvs()
-    concepts = kmeans(x, beta, 20, 0)
-    own = x[concepts.members(4)] - beta
-    torch.testing.assert_close(concepts.vectors[4], F.normalize(own, dim=1).mean(0))
+def test_kmeans_sorts_by_direction_whatever_the_length():
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.eye(4).repeat(25, 1) + 0.01 * torch.randn(100, 4, generator=generator)
+    lengths = torch.logspace(0, 3, 100)[torch.randperm(100, generator=generator)]
+    beta = torch.linspace(-1, 1, 4)
+    for seed in range(3):
+        concepts = kmeans(lengths[:, None] * directions + beta, beta, 2, seed)
+        # Two clusters of four directions; the vectors' squares would cut off the longest ones.
+        of_direction = concepts.labels.reshape(25, 4)
+        assert (of_direction == of_direction[0]).all() and len(of_direction[0].unique()) == 2
 
 
 def test_dictionary_learning_beats_random():
     x, beta = pfvs()
     held_out, _ = pfvs(seed=0, n=400)
     errors = []
-    for method in (dictionary_learning, random_pfvs):
-        concepts = method(x, beta, 16, 0)
+    for fit in (dictionary_learning, random_pfvs):
+        concepts = fit(x, beta, 16, 0)
         unit = replace(concepts, vectors=F.normalize(concepts.vectors, dim=1))
         unit = tune(unit, held_out, nonzeros=3)
-        found = reconstruct(encode(held_out, unit), unit)
-        errors.append(relative_l2(held_out, found).mean())
+        rebuilt = unit.decode(unit.encode(held_out))
+        errors.append(relative_l2(held_out, rebuilt).mean())
     assert errors[0] < errors[1]
 
 
-def test_sae_codes_are_the_encoders_and_rebuild_x():
+def test_sae_rebuilds_x_where_it_converges():
     x, beta = pfvs(n=300)
     weak = sparse_autoencoder(x, beta, 48, 0, sparsity=0.3, epochs=1)
     fair = sparse_autoencoder(x, beta, 48, 0, sparsity=0.3)
     errors = []
     for sae in (weak, fair):
-        codes = sae.codes(x)
+        codes = sae.encode(x)
         assert codes.shape == (300, 48) and (codes >= 0).all()
-        torch.testing.assert_close(codes, F.relu(F.linear(x, sae.encoder, sae.encoder_bias)))
-        errors.append(relative_l2(x, reconstruct(codes, sae)).mean())
+        errors.append(relative_l2(x, sae.decode(codes)).mean())
     assert len(weak.losses) == 1
     assert fair.losses[-1] < weak.losses[-1]
     # Converged, and at so weak a penalty the data's few directions are learnt.
     assert errors[1] < 0.2 < errors[0]
+    short = EXTRACTORS["sae_short"].fit(x, beta, 48, 0)
+    assert len(short.losses) == 5 < len(fair.losses)
+
+
+def test_an_autoencoders_dictionary_is_written_with_by_the_lasso():
+    """Its own codes are the encoder's whatever λ; its directions alone know no encoder."""
+    x, beta = pfvs()
+    sae = sparse_autoencoder(x, beta, 20, 0, epochs=2)
+    assert torch.equal(replace(sae, lam=2.5).encode(x), sae.encode(x))
+    dictionary = sae.dictionary()
+    assert torch.equal(dictionary.vectors, sae.vectors) and torch.equal(dictionary.beta, sae.beta)
+    with pytest.raises(ValueError, match="no λ yet"):
+        dictionary.encode(x)
+    codes = tune(dictionary, x, nonzeros=3).encode(x)
+    assert (codes != 0).sum(1).double().mean() == pytest.approx(3, rel=0.05) and (codes < 0).any()
 
 
 def test_sae_loss_is_equation_11():
@@ -111,7 +148,7 @@ def test_sae_loss_is_equation_11():
         x, beta, 20, 0, sparsity=5.0, epochs=1, learning_rate=1e-12, batch_size=300
     )
     scale = ((x - beta).square().sum(1).mean() / 12).sqrt()
-    codes = sae.codes(x)
+    codes = sae.encode(x)
     error = (x - codes @ sae.vectors - sae.beta) / scale
     penalty = (codes * sae.vectors.norm(dim=1) / scale).sum(1)
     expected = error.square().sum(1).mean() + 5.0 * penalty.mean()

@@ -10,7 +10,7 @@ from gig_helpers import Network, load_pictures
 from gig_helpers import gig as module
 from gig_helpers.concepts import extract
 from gig_helpers.data.profiles import CHAIN
-from gig_helpers.gig import attribute, class_relevance, gig
+from gig_helpers.gig import class_relevance, gig, integrate
 from gig_helpers.lasso import lasso_codes
 
 PAIRS = [
@@ -87,8 +87,8 @@ def test_concepts_agree_with_captum(net, source, target, baseline):
         on_codes(net, concepts, source, beta, (3, 2), concept_value(net, source, target, vectors))
     )
     ours, delta = gig(
-        net, codes, concepts, source, target, vectors, baseline=baseline, points=7,
-        positions=True, batch_size=5, return_convergence_delta=True,
+        net, codes, concepts, source, target, vectors, beta=net.bn_shift(source), points=7,
+        baseline=baseline, positions=True, batch_size=5, return_convergence_delta=True,
     )  # fmt: skip
     assert ours.shape == (2, 3, 6, 11) and ours.dtype == torch.float64
     for t in range(3):
@@ -113,8 +113,8 @@ def test_classes_agree_with_captum(net, source, baseline, output):
 
     captum = IntegratedGradients(on_codes(net, concepts, source, beta, (3, 2), value))
     ours = class_relevance(
-        net, codes, concepts, source, [6, 0], output=output, baseline=baseline, points=6,
-        positions=True,
+        net, codes, concepts, source, [6, 0], beta=net.bn_shift(source), output=output,
+        baseline=baseline, points=6, positions=True,
     )  # fmt: skip
     for t, number in enumerate([6, 0]):
         theirs = captum.attribute(codes, target=number, n_steps=6, method="gausslegendre")
@@ -131,8 +131,8 @@ def test_the_other_rules_are_captums(net, rule):
     captum = IntegratedGradients(on_codes(net, concepts, "layer3.0", beta, (3, 2), value))
     theirs = captum.attribute(codes, target=1, n_steps=5, method=rule).sum(dim=1)
     ours = gig(
-        net, codes, concepts, "layer3.0", "layer3.1", directions(net, "layer3.1"), method=rule,
-        points=5,
+        net, codes, concepts, "layer3.0", "layer3.1", directions(net, "layer3.1"), beta=beta,
+        rule=rule, points=5,
     )  # fmt: skip
     assert relative(ours[:, 1], theirs) < 1e-9
 
@@ -157,7 +157,8 @@ def test_layer_integrated_gradients_share_out_the_same_positions(net):
     decoded = Decoded()
     captum = LayerIntegratedGradients(decoded, decoded.decode)
     theirs = captum.attribute(codes, target=1, n_steps=6, method="gausslegendre")
-    ours = gig(net, codes, concepts, source, target, vectors, points=6, positions=True)
+    beta = net.bn_shift(source)
+    ours = gig(net, codes, concepts, source, target, vectors, beta=beta, points=6, positions=True)
     assert relative(ours[:, 1].sum(dim=2), theirs.sum(dim=2)) < 1e-9
 
 
@@ -182,10 +183,10 @@ def test_finite_differences_of_equation_4():
         bump[0, p, q] = h
         slope = (forward(path + bump) - forward(path - bump)) / (2 * h)
         brute[p, q] = codes[0, p, q] * slope.mean()
-    options = {"points": steps, "positions": True}
+    options = {"beta": net.bn_shift(source), "points": steps, "positions": True}
     arguments = (net, codes[0], concepts, source, target, vectors)
     # At the same points: the error of a difference, 1e-16 / h.
-    assert relative(gig(*arguments, method="riemann_middle", **options)[0], brute) < 1e-6
+    assert relative(gig(*arguments, rule="riemann_middle", **options)[0], brute) < 1e-6
     # At others: a ReLU's kink between two points costs up to half their distance of its jump.
     assert relative(gig(*arguments, **options)[0], brute) < 1e-2
 
@@ -193,10 +194,11 @@ def test_finite_differences_of_equation_4():
 def test_positions_add_up_and_pictures_do_not_mix(net):
     arguments = ("layer2.0", "layer3.1", directions(net, "layer3.1"))
     codes, concepts = case(net, "layer2.0")
-    kept = gig(net, codes, concepts, *arguments, positions=True, batch_size=3)
-    summed = gig(net, codes, concepts, *arguments)
+    beta = net.bn_shift("layer2.0")
+    kept = gig(net, codes, concepts, *arguments, beta=beta, positions=True, batch_size=3)
+    summed = gig(net, codes, concepts, *arguments, beta=beta)
     torch.testing.assert_close(kept.sum(dim=2), summed, rtol=1e-10, atol=1e-12)
-    alone = gig(net, codes[1], concepts, *arguments)
+    alone = gig(net, codes[1], concepts, *arguments, beta=beta)
     assert alone.shape == (3, 11)
     torch.testing.assert_close(alone, summed[1], rtol=1e-10, atol=1e-12)
 
@@ -205,7 +207,7 @@ def test_targets_of_each_picture(net):
     codes, concepts = case(net, "layer3.0")
     vectors = directions(net, "layer4.0", targets=4)
     # So many points: by need, targets that are asked together get as many as the worst one takes.
-    options = {"points": 4}
+    options = {"beta": net.bn_shift("layer3.0"), "points": 4}
     shared = gig(net, codes, concepts, "layer3.0", "layer4.0", vectors, **options)
     own = torch.stack([vectors[:2], vectors[2:]])
     each = gig(net, codes, concepts, "layer3.0", "layer4.0", own, **options)
@@ -222,7 +224,7 @@ def test_linear_in_the_target_and_blind_to_its_length(net):
     total = 2 * a - 3 * b
     of = gig(
         net, codes, concepts, "layer3.0", "layer3.1", torch.stack([a, b, total, 9 * total]),
-        points=8,
+        beta=net.bn_shift("layer3.0"), points=8,
     )  # fmt: skip
     torch.testing.assert_close(total.norm() * of[:, 2], 2 * of[:, 0] - 3 * of[:, 1])
     torch.testing.assert_close(of[:, 3], of[:, 2])
@@ -231,7 +233,8 @@ def test_linear_in_the_target_and_blind_to_its_length(net):
 def test_a_zero_code_gets_exactly_zero(net):
     codes, concepts = case(net, "layer3.0")
     codes[:, :, 4] = 0
-    kept = class_relevance(net, codes, concepts, "layer3.0", [1], positions=True)
+    beta = net.bn_shift("layer3.0")
+    kept = class_relevance(net, codes, concepts, "layer3.0", [1], beta=beta, positions=True)
     assert (kept[:, 0][codes == 0] == 0).all()
     assert (kept[:, 0][codes != 0] != 0).all()
 
@@ -239,8 +242,9 @@ def test_a_zero_code_gets_exactly_zero(net):
 def test_no_codes_at_all(net):
     codes, concepts = case(net, "layer3.0")
     nothing, delta = class_relevance(
-        net, 0 * codes, concepts, "layer3.0", [1], return_convergence_delta=True
-    )
+        net, 0 * codes, concepts, "layer3.0", [1], beta=net.bn_shift("layer3.0"),
+        return_convergence_delta=True,
+    )  # fmt: skip
     assert (nothing == 0).all() and (delta == 0).all()
 
 
@@ -249,10 +253,11 @@ def test_a_linear_value_needs_no_quadrature(net):
     codes, concepts = case(net, "layer3.0")
     a = directions(net, "layer3.0", targets=1)[0]
     by_hand = codes.sum(dim=1) * (concepts @ a)
-    for method in ("gausslegendre", "endpoint"):
-        ours = attribute(
-            net, lambda x, rows: torch.einsum("bchw,c->b", x, a)[:, None], codes, concepts,
-            "layer3.0", points=2, method=method,
+    beta = net.bn_shift("layer3.0")
+    for rule in ("gausslegendre", "endpoint"):
+        ours = integrate(
+            lambda x, rows: torch.einsum("bpc,c->b", x, a)[:, None], codes, concepts, beta,
+            points=2, rule=rule,
         )  # fmt: skip
         torch.testing.assert_close(ours[:, 0], by_hand)
 
@@ -263,7 +268,10 @@ def test_endpoint_is_gradient_times_code(net):
     u = codes.clone().requires_grad_()
     x = (u @ concepts + net.bn_shift("layer3.0")).transpose(1, 2).reshape(2, -1, 3, 2)
     value(x, "layer3.0")[:, 5].sum().backward()
-    ours = class_relevance(net, codes, concepts, "layer3.0", [5], method="endpoint", positions=True)
+    ours = class_relevance(
+        net, codes, concepts, "layer3.0", [5], beta=net.bn_shift("layer3.0"), rule="endpoint",
+        positions=True,
+    )  # fmt: skip
     torch.testing.assert_close(ours[:, 0], codes * u.grad)
 
 
@@ -271,8 +279,10 @@ def test_endpoint_is_gradient_times_code(net):
 def test_a_tolerance_is_kept(net, baseline):
     codes, concepts = case(net, "layer3.1")
     arguments = (net, codes, concepts, "layer3.1", [0, 1])
-    options = {"baseline": baseline, "return_convergence_delta": True}
-    _, coarse = class_relevance(*arguments, points=7, method="riemann_trapezoid", **options)
+    options = {
+        "beta": net.bn_shift("layer3.1"), "baseline": baseline, "return_convergence_delta": True,
+    }  # fmt: skip
+    _, coarse = class_relevance(*arguments, points=7, rule="riemann_trapezoid", **options)
     values, delta = class_relevance(*arguments, **options)
     change = values.sum(dim=2) - delta
     assert (coarse.abs() > 1e-2 * change.abs()).any(), "the points it begins with would have done"
@@ -290,18 +300,18 @@ def test_no_point_is_run_twice_and_targets_that_are_there_rest(net):
 
     def value(x, rows):
         seen.extend(x.detach().flatten(1).sum(1).tolist())
-        straight = x.sum(dim=(1, 2, 3))
-        bent = x.square().sum(dim=(1, 2, 3)).square() / 100
+        straight = x.sum(dim=(1, 2))
+        bent = x.square().sum(dim=(1, 2)).square() / 100
         for name, part in (("straight", straight), ("bent", bent)):
             # The other target's gradient passes here too, as zeros.
             part.register_hook(lambda g, name=name: backward.append(name) if g.any() else None)
         return torch.stack([straight, bent], dim=1)
 
-    found, delta = attribute(
-        net, value, codes, concepts, "layer3.1", batch_size=1,
-        tolerance=1e-3, return_convergence_delta=True,
+    brought, delta = integrate(
+        value, codes, concepts, net.bn_shift("layer3.1"), batch_size=1, tolerance=1e-3,
+        return_convergence_delta=True,
     )  # fmt: skip
-    change = found.sum(dim=2) - delta
+    change = brought.sum(dim=2) - delta
     assert (delta.abs() <= 1e-3 * change.abs()).all() and change[0, 1] > 1
     assert len(set(seen)) == len(seen) == backward.count("bent") > 7
     assert backward.count("straight") == 7
@@ -310,16 +320,72 @@ def test_no_point_is_run_twice_and_targets_that_are_there_rest(net):
 def test_a_tolerance_out_of_reach_warns(net, monkeypatch):
     monkeypatch.setattr(module, "MAX_POINTS", 12)
     codes, concepts = case(net, "layer1.1")
-    with pytest.warns(UserWarning, match="tolerance 0.0 was not reached with 13 points"):
-        class_relevance(net, codes, concepts, "layer1.1", [3], tolerance=0.0)
+    given = net, codes, concepts, "layer1.1"
+    message = "tolerance 0.0 was not reached for 4 targets, first picture 0, target 0, picture 0"
+    with pytest.warns(UserWarning, match=message):
+        class_relevance(*given, [3, 0], beta=net.bn_shift("layer1.1"), tolerance=0.0)
+
+
+def test_a_target_that_hardly_changes_is_given_up():
+    """The sum of normalised channels is the same everywhere on the path but for rounding."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.InstanceNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1),
+        nn.InstanceNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+    network = Network(model, device="cpu", input_size=(32, 32))
+    source, target = network.blocks
+    segment, passed = network.segment(source, target), []
+
+    def value(x, rows):
+        passed.extend(rows.tolist())
+        return segment(x).sum(dim=(1, 2))[:, None]
+
+    codes, concepts = torch.rand(256, 3), torch.randn(3, 8)
+    with pytest.warns(UserWarning, match="picture 0, target 0: .* or the target hardly changes"):
+        integrate(value, codes, concepts, torch.zeros(8))
+    assert len(passed) <= module.MAX_POINTS
+    with pytest.warns(UserWarning, match="was not reached for 1 targets"):
+        gig(network, codes, concepts, source, target, torch.randn(1, 8), beta=torch.zeros(8))
+
+
+def test_what_is_within_rounding_takes_no_more_points(net):
+    codes, concepts = case(net, "layer3.1", pictures=1)
+    passed = []
+
+    def value(x, rows):
+        passed.extend(rows.tolist())
+        noise = 1e-13 * (1e3 * x.detach().sum(dim=(1, 2))).sin()
+        return (0 * x.sum(dim=(1, 2)) + 100 + noise)[:, None]
+
+    with pytest.warns(UserWarning, match="or the target hardly changes along the path"):
+        integrate(value, codes, concepts, net.bn_shift("layer3.1"))
+    assert len(passed) == 7, "those that it begins with"
+
+
+def test_a_jump_ends_where_no_point_lies_between_two(net):
+    """No gradient says what a step brings: its interval is halved until floats are neighbours."""
+    codes, concepts = case(net, "layer3.1", pictures=1)
+    middle = (codes @ concepts).sum() / 3
+    passed = []
+
+    def value(x, rows):
+        passed.extend(rows.tolist())
+        step = (x.detach().sum(dim=(1, 2)) * middle.sign() > middle.abs()).to(x)
+        return (0 * x.sum(dim=(1, 2)) + step)[:, None]
+
+    with pytest.warns(UserWarning, match="was not reached for 1 targets"):
+        brought = integrate(value, codes, concepts, 0 * net.bn_shift("layer3.1"))
+    assert not brought.any() and len(passed) < 2 * 64, "a double has 53 digits"
 
 
 def test_no_grad_outside_does_not_matter(net):
     codes, concepts = case(net, "layer3.0")
-    expected = class_relevance(net, codes, concepts, "layer3.0", [1], points=4)
+    options = {"beta": net.bn_shift("layer3.0"), "points": 4}
+    expected = class_relevance(net, codes, concepts, "layer3.0", [1], **options)
     with torch.no_grad():
-        got = class_relevance(net, codes, concepts, "layer3.0", [1], points=4)
-    torch.testing.assert_close(got, expected)
+        within = class_relevance(net, codes, concepts, "layer3.0", [1], **options)
+    torch.testing.assert_close(within, expected)
 
 
 # ------------------------------------------------------------------------------------- bad input
@@ -340,12 +406,13 @@ def test_no_grad_outside_does_not_matter(net):
         ({"codes": [[1.0]]}, TypeError, "codes: expected a tensor, got list"),
         ({"codes": torch.ones(5, 11)}, ValueError, "5 positions are no map of the shape of"),
         ({"beta": torch.zeros(3)}, ValueError, r"beta has \(3,\)"),
+        ({"beta": torch.full((1024,), torch.nan)}, ValueError, "beta hold NaN"),
         ({"target_vectors": torch.ones(3, 5)}, ValueError, "target_vectors have 5 channels"),
         ({"target_vectors": torch.ones(3, 1, 1024)}, ValueError, "do not fit codes"),
         ({"target_vectors": torch.zeros(1, 1024)}, ValueError, "zero vector"),
         ({"target_vectors": torch.full((1, 1024), torch.nan)}, ValueError, "target_vectors hold"),
         ({"baseline": "mean"}, ValueError, "unknown baseline 'mean'"),
-        ({"method": "simpson"}, ValueError, "unknown method 'simpson'"),
+        ({"rule": "simpson"}, ValueError, "unknown rule 'simpson'"),
         ({"points": 1}, ValueError, "points must be 2 or more, not 1"),
         ({"batch_size": 0}, ValueError, "batch_size must be positive"),
         ({"tolerance": -0.1}, ValueError, "tolerance must not be negative"),
@@ -355,7 +422,7 @@ def test_bad_input_is_named(net, change, error, match):
     codes, concepts = case(net, "layer3.0")
     arguments = {
         "codes": codes, "concepts": concepts, "source": "layer3.0", "target": "layer3.1",
-        "target_vectors": directions(net, "layer3.1"), **change,
+        "target_vectors": directions(net, "layer3.1"), "beta": net.bn_shift("layer3.0"), **change,
     }  # fmt: skip
     with pytest.raises(error, match=match):
         gig(net, **arguments)
@@ -363,11 +430,20 @@ def test_bad_input_is_named(net, change, error, match):
 
 @pytest.mark.parametrize("classes", [[7], [-1], [0.5], [], [[1], [2], [3]]])
 def test_bad_classes_are_named(net, classes):
-    codes, concepts = case(net, "layer3.0")
+    given = (net, *case(net, "layer3.0"), "layer3.0")
+    beta = net.bn_shift("layer3.0")
     with pytest.raises(ValueError, match="classes"):
-        class_relevance(net, codes, concepts, "layer3.0", classes)
+        class_relevance(*given, classes, beta=beta)
     with pytest.raises(ValueError, match="unknown output"):
-        class_relevance(net, codes, concepts, "layer3.0", [1], output="p")
+        class_relevance(*given, [1], beta=beta, output="p")
+
+
+def test_where_a_path_begins_is_never_guessed(net):
+    codes, concepts = case(net, "layer3.0")
+    with pytest.raises(TypeError, match="beta"):
+        gig(net, codes, concepts, "layer3.0", "layer3.1", directions(net, "layer3.1"))
+    with pytest.raises(TypeError, match="beta"):
+        class_relevance(net, codes, concepts, "layer3.0", [1])
 
 
 # ------------------------------------------------------------------------------ the real network
@@ -378,7 +454,7 @@ def test_the_default_number_of_points_is_complete(network):
     """On 20 photographs, every pair of the chain, and the class: a gap of at most 1 %."""
     pictures = load_pictures("sample")
     wholes = [i for i, box in enumerate(pictures.boxes) if box == (0, 0, 1, 1)][:20]
-    images = torch.stack([pictures[i] for i in wholes])
+    images = pictures[wholes]
     with torch.no_grad():
         maps = network.preactivations(images, CHAIN)
         classes = network.logits(images).argmax(dim=1)
@@ -395,13 +471,15 @@ def test_the_default_number_of_points_is_complete(network):
             given = network, lasso_codes(x, v, lam, beta=beta, tol=1e-3), v, source
             if target is None:
                 values, delta = class_relevance(
-                    *given, classes[n : n + 1], return_convergence_delta=True
+                    *given, classes[n : n + 1], beta=beta, return_convergence_delta=True
                 )
             else:
                 unit = torch.nn.functional.normalize(concepts[target].vectors, dim=1)
                 present = (maps[target][n].flatten(1).T @ unit.T).sum(dim=0)
                 fullest = unit[present.topk(1).indices]
-                values, delta = gig(*given, target, fullest, return_convergence_delta=True)
+                values, delta = gig(
+                    *given, target, fullest, beta=beta, return_convergence_delta=True
+                )
             gap = delta.abs() / (values.sum(dim=1) - delta).abs()
             gaps[source] = max(gaps.get(source, 0.0), float(gap.max()))
     # The bound, plus what float32 loses where the change is computed back from the sum.
@@ -413,13 +491,14 @@ def test_the_real_network_agrees_with_captum(network, source, target):
     side = {"1": 56, "2": 28, "3": 14, "4": 7}[source[5]]
     codes, concepts = case(network, source, 1, (side, side), k=6, dtype=torch.float32)
     concepts = concepts / concepts.norm(dim=1, keepdim=True)
+    options = {"beta": network.bn_shift(source), "points": 3}
     if target is None:
         value = lambda x: network.logits_from(x, source)[:, [7, 3]]  # noqa: E731
-        ours = class_relevance(network, codes, concepts, source, [7, 3], points=3)
+        ours = class_relevance(network, codes, concepts, source, [7, 3], **options)
     else:
         vectors = directions(network, target, 2, dtype=torch.float32)
         value = concept_value(network, source, target, vectors)
-        ours = gig(network, codes, concepts, source, target, vectors, points=3)
+        ours = gig(network, codes, concepts, source, target, vectors, **options)
     beta = network.bn_shift(source)
     captum = IntegratedGradients(on_codes(network, concepts, source, beta, (side, side), value))
     for t in range(2):

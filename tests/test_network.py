@@ -4,13 +4,16 @@ import itertools
 import math
 
 import pytest
+import timm
 import torch
 import torchvision
 from conftest import SMALL, random_network, randomised
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from gig_helpers import Network, load_network, load_pictures
-from gig_helpers.network import evaluate, operation
+from gig_helpers import Network, load_network, load_pictures, srd
+from gig_helpers.data.weights import Preprocessing, preprocessing
+from gig_helpers.network import evaluate, exact_convolutions, operation
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnext50_32x4d"])
@@ -30,7 +33,7 @@ def test_every_pair_of_blocks_equals_the_full_pass(name):
 
 @torch.no_grad()
 def test_every_pair_of_the_real_network(network, pictures):
-    images = torch.stack([pictures[0], pictures[5]])
+    images = pictures[[0, 5]]
     full = network.preactivations(images)
     for source, target in itertools.combinations(network.blocks, 2):
         error = (network.between(full[source], source, target) - full[target]).norm()
@@ -95,19 +98,40 @@ def test_a_fused_convolution_is_the_two_layers(name):
 
 
 @torch.no_grad()
-def test_propagate_is_between_and_logits_from_without_checks():
+def test_a_segment_is_between_and_logits_from_of_rows_without_checks():
     network = random_network("v1.5")
     x = network.preactivations(torch.randn(2, 3, 64, 64))["layer2.0"]
-    assert torch.equal(
-        network.propagate(x, "layer2.0", "layer4.0"), network.between(x, "layer2.0", "layer4.0")
-    )
-    assert torch.equal(network.propagate(x, "layer2.0"), network.logits_from(x, "layer2.0"))
-    nothing = torch.full_like(x, math.nan)
-    assert network.propagate(nothing, "layer2.0").isnan().all()
-    with pytest.raises(ValueError, match="NaN"):
-        network.logits_from(nothing, "layer2.0")
-    with pytest.raises(ValueError, match="NaN"):
-        network.between(nothing, "layer2.0", "layer4.0")
+    rows = network.positions(x, "layer2.0")
+    segment, to_logits = network.segment("layer2.0", "layer4.0"), network.segment("layer2.0")
+    assert (segment.source, segment.target) == ("layer2.0", "layer4.0")
+    assert (segment.channels, segment.target_channels) == (512, 2048)
+    assert (to_logits.target, to_logits.target_channels) == (None, 5)
+    expected = network.between(x, "layer2.0", "layer4.0")
+    assert torch.equal(segment(rows), network.positions(expected, "layer4.0"))
+    assert torch.equal(to_logits(rows), network.logits_from(x, "layer2.0"))
+    assert to_logits(torch.full_like(rows, math.nan)).isnan().all()
+    for nothing in (torch.full_like(x, math.nan), torch.full_like(x, math.inf)):
+        with pytest.raises(ValueError, match="NaN"):
+            network.logits_from(nothing, "layer2.0")
+        with pytest.raises(ValueError, match="NaN"):
+            network.between(nothing, "layer2.0", "layer4.0")
+    with pytest.raises(ValueError, match="63 positions are no map.*input_size"):
+        segment(rows[:, :63])
+
+
+def test_a_segments_map_is_channels_last():
+    """Rows contiguous in memory pass as they are: no copy, and the fastest convolutions."""
+    network, strides = random_network("v1.5"), []
+
+    class Strides(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.convolution.default:
+                strides.append(args[0].is_contiguous(memory_format=torch.channels_last))
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Strides():
+        network.segment("layer2.0", "layer4.0")(torch.randn(2, 64, 512))
+    assert len(strides) == 8 and all(strides)
 
 
 @torch.no_grad()
@@ -119,11 +143,132 @@ def test_class_vectors_are_what_logits_are_read_by():
     torch.testing.assert_close(network.logits_from(x, "layer4.0")[0], expected)
 
 
-def test_gradients_flow_between_blocks():
+class MatmulHead(nn.Module):
+    """Its last linear layer, a convolution, makes no logits."""
+
+    def __init__(self, classes=10):
+        super().__init__()
+        layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)
+        self.body = nn.Sequential(*layers, nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.w = nn.Parameter(torch.randn(8, classes))
+
+    def forward(self, x):
+        return self.body(x).mean((2, 3)) @ self.w
+
+
+@pytest.mark.parametrize("classes", (8, 10))
+def test_a_head_that_is_no_layer(classes):
+    """All but class vectors comes of the model and its logits; so also of as many as channels."""
+    network = Network(randomised(MatmulHead(classes)), device="cpu", input_size=(20, 20))
+    assert network.blocks == ("body.0", "body.4")
+    assert network.n_classes == len(network.classes) == classes
+    assert network.dtype == torch.float32 and network.double().dtype == torch.float64
+    with pytest.raises(TypeError, match=rf"matmul makes its logits.*nn.Linear\(C, {classes}\)"):
+        _ = network.class_vectors
+    images = torch.randn(2, 3, 20, 20)
+    logits, at = network.logits(images), network.preactivations(images)
+    for block, x in at.items():
+        torch.testing.assert_close(network.logits_from(x, block), logits)
+    rows = network.positions(at["body.0"], "body.0")
+    reached = network.segment("body.0", "body.4")(rows)
+    torch.testing.assert_close(reached, network.positions(at["body.4"], "body.4"))
+    assert network.own_size("body.4", (40, 32)) == network.map_size("body.4", (40, 32)) == (17, 13)
+    assert network.bn_shift("body.0").shape == (8,) and network.receptive_field("body.4")[0] == 8
+    maps = srd.contributions(network, images, rule="gradient")
+    torch.testing.assert_close(maps["body.4"].sum((1, 2)), logits.amax(1), rtol=1e-3, atol=1e-5)
+
+
+def test_class_vectors_are_rows_of_classes_or_nothing():
+    """Behind it may come what moves no class; a layer of other rows is none."""
+    conv = nn.Conv2d(3, 5, 1)
+    behind = nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    assert torch.equal(
+        Network(nn.Sequential(conv, *behind), device="cpu", input_size=(8, 8)).class_vectors,
+        conv.weight.flatten(1),
+    )
+    spread = Network(nn.Sequential(conv, nn.Flatten()), device="cpu", input_size=(2, 2))
+    with pytest.raises(TypeError, match="has no class vectors"):
+        _ = spread.class_vectors
+
+
+@pytest.mark.parametrize("through", ("between", "segment"))
+def test_gradients_flow_between_blocks(through):
     network = random_network("resnet18")
     x = torch.randn(1, 64, 16, 16, requires_grad=True)
-    network.between(x, "layer1.0", "layer2.0").sum().backward()
+    if through == "segment":
+        y = network.segment("layer1.0", "layer2.0")(network.positions(x, "layer1.0"))
+    else:
+        y = network.between(x, "layer1.0", "layer2.0")
+    y.sum().backward()
     assert x.grad is not None and x.grad.abs().sum() > 0
+
+
+class Precision(TorchDispatchMode):
+    """Writes down, at every convolution, whether TF32 is allowed."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            self.seen.append(torch.backends.cudnn.allow_tf32)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("before", (True, False))
+def test_tf32_is_off_inside_and_as_it_was_outside(before, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+    network = random_network("basic")
+    assert torch.backends.cudnn.allow_tf32 is before
+    images = torch.randn(1, 3, 64, 64)
+    x = network.preactivations(images)["layer2.0"]
+    segment, rows = network.segment("layer2.0"), network.positions(x, "layer2.0")
+    calls = {
+        "preactivations": lambda: network.preactivations(images),
+        "between": lambda: network.between(x, "layer2.0", "layer4.0"),
+        "logits_from": lambda: network.logits_from(x, "layer2.0"),
+        "logits": lambda: network.logits(images),
+        "segment": lambda: segment(rows),
+        "srd": lambda: srd.contributions(network, images, ["layer2.0"]),
+        "own_size": lambda: network.own_size("layer2.0", (96, 96)),
+    }
+    for name, call in calls.items():
+        with Precision() as precision:
+            call()
+        assert precision.seen and not any(precision.seen), name
+        assert torch.backends.cudnn.allow_tf32 is before, name
+    with pytest.raises(ValueError, match="positions"):
+        segment(rows[:, :63])
+    assert torch.backends.cudnn.allow_tf32 is before
+
+
+@pytest.mark.parametrize("precision", ("ieee", "tf32"))
+def test_exact_convolutions_where_the_newer_setting_is_made(precision):
+    """With one of the two settings made, reading the other is an error of PyTorch's."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32
+    cudnn.allow_tf32, cudnn.conv.fp32_precision = True, precision
+    try:
+        with exact_convolutions(), exact_convolutions():
+            assert not cudnn.allow_tf32 and cudnn.conv.fp32_precision != "tf32"
+        assert (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision) == (precision, "tf32")
+    finally:
+        cudnn.allow_tf32 = before
+
+
+def test_a_model_of_timm_says_how_its_pictures_are():
+    network = Network(timm.create_model("test_resnet", pretrained=False), device="cpu")
+    half = (0.5, 0.5, 0.5)
+    assert network.preprocessing == Preprocessing(160, 168, half, half, "bilinear")
+    assert network.preprocessing == preprocessing("timm/test_resnet")
+    assert network.input_size == (160, 160) and network.double().preprocessing.mean == half
+    own = Preprocessing(64, 64)
+    given = Network(network.model, device="cpu", preprocessing=own, input_size=(64, 64))
+    assert given.preprocessing == own and given.input_size == (64, 64)
+    small = torchvision.models.VisionTransformer(32, 16, 1, 2, 16, 32, num_classes=2)
+    network = Network(small, device="cpu")
+    assert network.input_size == (32, 32) and network.preprocessing.size == 32
 
 
 def test_version_is_remembered():
@@ -193,7 +338,7 @@ def test_models_and_cuts_that_are_none():
     model = torchvision.models.resnet18()
     with pytest.raises(KeyError, match="'layer1.0.conv1' is no cut point.*cut points.*layer1"):
         Network(model, device="cpu", blocks=["layer1.0.conv1"], input_size=(64, 64))
-    with pytest.raises(KeyError, match="'layer9' is no part of the model; cut points"):
+    with pytest.raises(KeyError, match="'layer9' is no part of the model; choose from"):
         Network(model, device="cpu", blocks=["layer9"], input_size=(64, 64))
     with pytest.raises(ValueError, match="2 names for 1000 classes"):
         Network(model, device="cpu", classes=("a", "b"), input_size=(64, 64))
@@ -214,8 +359,8 @@ def test_blocks_by_any_name():
     names = ["maxpool", "layer1", "layer2.0", "layer4.0.relu"]
     network = Network(model, device="cpu", blocks=names, input_size=(64, 64))
     assert network.blocks == tuple(names)
-    images, found = torch.randn(2, 3, 64, 64), random_network("v1.5")
-    expected = found.preactivations(images)
+    images = torch.randn(2, 3, 64, 64)
+    expected = random_network("v1.5").preactivations(images)
     mine = network.preactivations(images)
     torch.testing.assert_close(mine["layer1"], expected["layer1.1"])
     torch.testing.assert_close(mine["layer2.0"], expected["layer2.0"])
@@ -266,7 +411,7 @@ def test_accuracy_on_validation_pictures(network, validation):
 def test_lite0_on_validation_pictures(validation):
     """Its weights come by order into another package's architecture: top-1 ≥ 78 %, of 325."""
     lite = load_network("efficientnet_lite0", device="cpu")
-    pictures = load_pictures(str(validation), preprocessing=lite.preprocessing)
+    pictures = load_pictures(str(validation), lite)
     top1, top5 = accuracy(lite, pictures.subset(range(0, len(pictures), 4)))
     print(f"top-1 {top1:.3f}, top-5 {top5:.3f}")
     assert top1 >= 0.78 and top5 >= 0.93
@@ -276,7 +421,7 @@ def accuracy(network, pictures) -> tuple[float, float]:
     hits = []
     for start in range(0, len(pictures), 50):
         batch = range(start, min(start + 50, len(pictures)))
-        ranked = network.logits(torch.stack([pictures[i] for i in batch])).topk(5).indices
+        ranked = network.logits(pictures[batch]).topk(5).indices
         hits.append(ranked == torch.tensor([pictures.labels[i] for i in batch])[:, None])
-    found = torch.cat(hits).double()
-    return float(found[:, 0].mean()), float(found.sum(dim=1).mean())
+    right = torch.cat(hits).double()
+    return float(right[:, 0].mean()), float(right.sum(dim=1).mean())

@@ -1,13 +1,15 @@
 """pfv.py: draws follow p ∝ max(R, 0), vectors are the network's, a kill loses nothing."""
 
+import gc
 import json
 import multiprocessing
 import os
 import random
-import resource
 import shutil
 import signal
+import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,13 +17,12 @@ from conftest import random_network
 from safetensors import safe_open
 
 from gig_helpers import load_pictures, pfv, srd
-from gig_helpers.data import artifacts, profiles
+from gig_helpers.data import artifacts
+from gig_helpers.data.profiles import Profile
 
 pytestmark = pytest.mark.usefixtures("artifacts_folder")
 
-PROFILE = replace(
-    profiles.get("quick"), blocks=("layer1.1", "layer3.0"), per_image=3, batch_size=2, seed=7
-)
+PROFILE = Profile(blocks=("layer1.1", "layer3.0"), per_image=3, batch_size=2, seed=7)
 
 
 def test_draws_follow_the_positive_contributions():
@@ -83,7 +84,7 @@ def test_dataset_holds_the_networks_vectors(photographs):
             )
     logits = network.logits(torch.stack([pictures[i] for i in range(4)]))
     assert dataset.predictions()[:4].tolist() == logits.argmax(dim=1).tolist()
-    assert dataset.labels == (13,) * 20
+    assert dataset.network is network and dataset.pictures is pictures
     assert dataset.count("layer1.1") == 60
     with pytest.raises(KeyError, match=r"no PFVs of 'layer2.0'.*layer1.1"):
         dataset.vectors("layer2.0")
@@ -127,8 +128,8 @@ def test_small_columns_are_read_alone(photographs, monkeypatch):
 
 def test_views_of_a_photograph_are_held_out_together():
     paths = ("b.png", "a.png", "b.png", "e.png", "c.png", "d.png", "e.png")
-    none = dict.fromkeys(range(0))
-    dataset = pfv.PFVDataset(None, "", ("layer1.1",), paths, (None,) * 7, none)
+    pictures = SimpleNamespace(paths=paths)
+    dataset = pfv.PFVDataset(None, "", ("layer1.1",), None, pictures, {})
     assert dataset.photographs.tolist() == [1, 0, 1, 4, 2, 3, 4]
     ids = torch.tensor([0, 1, 1, 3, 6, 5])
     with pytest.MonkeyPatch.context() as patch:
@@ -136,6 +137,23 @@ def test_views_of_a_photograph_are_held_out_together():
         held = dataset.held_out("layer1.1")
     # Photographs a and e, the first and the fifth.
     assert held.tolist() == [False, True, True, True, True, False]
+
+
+def test_right_and_wrong_are_the_readable_ones_with_a_label(monkeypatch):
+    pictures = SimpleNamespace(labels=(7, 8, None, 0, 9))
+    dataset = pfv.PFVDataset(None, "", (), None, pictures, {})
+    said = torch.tensor([7, 9, 7, 0, -1])
+    monkeypatch.setattr(pfv.PFVDataset, "predictions", lambda self: said)
+    assert dataset.right() == [0, 3] and dataset.wrong() == [1]
+
+
+def test_a_profile_without_blocks_samples_all_of_them(photographs):
+    network = random_network("basic", layers=(1, 1, 1, 1))
+    pictures = load_pictures(str(photographs)).subset([0, 1])
+    every = pfv.sample(network, pictures, replace(PROFILE, blocks=()))
+    named = pfv.sample(network, pictures, replace(PROFILE, blocks=network.blocks))
+    assert every.blocks == network.blocks and every.folder == named.folder
+    assert all(every.count(block) == 6 for block in network.blocks)
 
 
 def test_unreadable_pictures_are_skipped_and_listed(photographs, capsys):
@@ -174,14 +192,14 @@ def test_memory_that_runs_out_makes_batches_smaller(photographs, monkeypatch):
 
     monkeypatch.setattr(pfv, "_sample_batch", tight)
     monkeypatch.setenv("GIG_ARTIFACTS", str(photographs / "tight"))
-    found = pfv.sample(network, pictures, PROFILE)
+    smaller = pfv.sample(network, pictures, PROFILE)
     # The first batch of each of the three shards finds the size that the others of it take.
     assert sizes == [2] + [1] * 8 + [2] + [1] * 8 + [2] + [1] * 4
     for block in PROFILE.blocks:
-        assert torch.equal(found.positions(block), expected.positions(block))
+        assert torch.equal(smaller.positions(block), expected.positions(block))
         # Sums of a batch of one run in another order.
         torch.testing.assert_close(
-            found.vectors(block), expected.vectors(block), rtol=1e-4, atol=1e-5
+            smaller.vectors(block), expected.vectors(block), rtol=1e-4, atol=1e-5
         )
 
     def never(network, images, *rest):
@@ -283,32 +301,34 @@ def test_readers_change_nothing(photographs, tmp_path):
         child.join(timeout=300)
         child.kill()
         assert child.exitcode == 0
-    found = _bytes(tmp_path / "readers0")
-    assert found == _bytes(tmp_path / "readers2")
+    assert _bytes(tmp_path / "readers0") == _bytes(tmp_path / "readers2")
     (shard, *_) = sorted((tmp_path / "readers0").rglob("shard-*.safetensors"))
     with safe_open(shard, framework="pt") as file:
         assert list(json.loads(file.metadata()["skipped"])) == ["junco/03.png"]
 
 
-def _peak_in_child(folder: str, pictures: str, result) -> None:
-    _sample_in_child(folder, pictures)
-    result.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+def test_memory_does_not_grow_with_the_number_of_pictures(photographs, monkeypatch):
+    """Ten batches, of which one's pictures and one shard's PFVs are alive at a time."""
+    pixels, vectors, most = [], [], [0, 0]
+    read, real = pfv._Readable.__getitem__, pfv._sample_batch
 
+    def alive(references):
+        return sum(reference() is not None for reference in references)
 
-def test_memory_does_not_grow_with_the_number_of_pictures(photographs, tmp_path):
-    """Ten times as many pictures: at most 10 % more at the peak."""
-    first = sorted((photographs / "junco").iterdir())
-    for number in range(200):
-        copy = tmp_path / "more" / "junco" / f"{number:03d}.png"
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(first[number % len(first)], copy)
-    context = multiprocessing.get_context("spawn")
-    peaks = []
-    for where in (photographs, tmp_path / "more"):
-        result = context.Queue()
-        folder = str(tmp_path / f"artifacts-{where.name}")
-        child = context.Process(target=_peak_in_child, args=(folder, str(where), result))
-        child.start()
-        peaks.append(result.get(timeout=300))
-        child.join()
-    assert peaks[1] < 1.1 * peaks[0]
+    def watched_read(self, index):
+        item = read(self, index)
+        pixels.append(weakref.ref(item[1]))
+        return item
+
+    def watched(network, images, *rest):
+        gc.collect()
+        most[:] = max(most[0], alive(pixels)), max(most[1], alive(vectors))
+        columns = real(network, images, *rest)
+        vectors.append(weakref.ref(columns["layer1.1.vectors"]))
+        return columns
+
+    monkeypatch.setattr(pfv._Readable, "__getitem__", watched_read)
+    monkeypatch.setattr(pfv, "_sample_batch", watched)
+    pfv.sample(random_network(), load_pictures(str(photographs)), PROFILE)
+    assert len(pixels) == 20 and len(vectors) == 10
+    assert most[0] <= 2 * PROFILE.batch_size and most[1] < 2 * pfv.SHARD_BATCHES

@@ -1,14 +1,16 @@
 """data/pictures.py: pictures come whole or are named, and labels are read from folders."""
 
 import urllib.error
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gig_helpers import class_names, load_pictures
 from gig_helpers.data.pictures import SOURCES, UnreadablePicture
-from gig_helpers.data.weights import MEAN, STD, AssetUnavailable
+from gig_helpers.data.weights import MEAN, STD, AssetUnavailable, Preprocessing
 
 
 @pytest.fixture
@@ -32,6 +34,32 @@ def test_sample_counts_photographs_and_views(pictures):
     assert all(abs(a - b).mean() > 1 for a, b in zip(views, views[1:], strict=False))
 
 
+def test_several_indices_give_a_batch(pictures):
+    expected = torch.stack([pictures[3], pictures[0]])
+    for several in ([3, 0], range(3, -1, -3), slice(3, None, -3), torch.tensor([3, 0])):
+        some = pictures.subset(range(4))[several]
+        assert torch.equal(some, expected), several
+    assert torch.equal(pictures[[3]], expected[:1])
+    assert torch.equal(pictures[torch.tensor(3)], expected[0])
+    assert torch.equal(pictures.subset([0, 3])[-1], expected[0])
+    assert len(list(pictures.subset([0, 3]))) == 2
+    with pytest.raises(IndexError, match="106 is out of bounds"):
+        pictures[[0, 106]]
+
+
+def test_a_network_brings_its_preprocessing_and_classes(picture_folder, monkeypatch):
+    small = Preprocessing(32, 40, mean=(0.5,) * 3)
+    network = SimpleNamespace(preprocessing=small, classes=("other", "junco"))
+    pictures = load_pictures(str(picture_folder), network)
+    assert pictures.preprocessing == small and pictures.classes == network.classes
+    labels = dict(zip(pictures.paths, pictures.labels, strict=True))
+    assert (labels["junco/b.png"], labels["other/d.png"], labels["e.png"]) == (1, 0, None)
+    again = load_pictures(str(picture_folder), network, preprocessing=Preprocessing())
+    assert again.preprocessing == Preprocessing() and again.labels == pictures.labels
+    monkeypatch.setenv("HOME", str(picture_folder))
+    assert load_pictures("~/junco", network).labels == (1,)
+
+
 def test_tensor_is_the_image_normalised(pictures):
     image = np.asarray(pictures.image(7), dtype=np.float32) / 255
     expected = (image - np.array(MEAN)) / np.array(STD)
@@ -39,8 +67,8 @@ def test_tensor_is_the_image_normalised(pictures):
 
 
 def test_labels_come_from_the_nearest_folder(picture_folder):
-    found = load_pictures(str(picture_folder))
-    labels = dict(zip(found.paths, found.labels, strict=True))
+    pictures = load_pictures(str(picture_folder))
+    labels = dict(zip(pictures.paths, pictures.labels, strict=True))
     assert labels == {
         "n01534433/a.png": 13,
         "junco/b.png": 13,
@@ -48,7 +76,7 @@ def test_labels_come_from_the_nearest_folder(picture_folder):
         "other/d.png": None,
         "e.png": None,
     }
-    assert found.subset([1]).paths == (found.paths[1],)
+    assert pictures.subset([1]).paths == (pictures.paths[1],)
 
 
 def test_fingerprint_follows_the_files(picture_folder):
@@ -62,9 +90,9 @@ def test_fingerprint_follows_the_files(picture_folder):
 def test_broken_pictures_are_named(picture_folder, content):
     path = picture_folder / "e.png"
     path.write_bytes(path.read_bytes()[:200] if content is None else content)
-    found = load_pictures(str(picture_folder))
+    pictures = load_pictures(str(picture_folder))
     with pytest.raises(UnreadablePicture, match=r"e\.png"):
-        found[found.paths.index("e.png")]
+        pictures[pictures.paths.index("e.png")]
 
 
 def test_bad_folders_are_refused(tmp_path, monkeypatch):

@@ -3,27 +3,23 @@
 import multiprocessing
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from conftest import random_network, save_pictures
 
-from gig_helpers import load_concepts, load_pictures, sample
-from gig_helpers.data import profiles
-from gig_helpers.report.studies import class_study
+from gig_helpers import Profile, decompose, fit_concepts, load_pictures, sample
+from gig_helpers.report.studies import study
 
-BLOCKS = ("layer2.1", "layer4.0")
-PROFILE = replace(
-    profiles.get("quick"),
-    blocks=BLOCKS,
+PROFILE = Profile(
+    blocks=("layer2.1", "layer4.0"),
     per_image=6,
     batch_size=2,
     pfvs_per_concept=4,
     gap=0.5,
     bracket=0.5,
 )
-STAGES = {"pfv", "concepts", "codes", "class-study"}
+STAGES = {"pfv", "concepts", "codes", "study"}
 
 
 def _chain(folder: Path, photographs: Path, writes: int | None) -> None:
@@ -41,11 +37,12 @@ def _chain(folder: Path, photographs: Path, writes: int | None) -> None:
     os.replace = replace_or_die
     network = random_network("basic", layers=(1, 2, 1, 1))
     pictures = load_pictures(str(photographs))
-    dataset = sample(network, pictures, PROFILE)
-    found = load_concepts(network, dataset, PROFILE)
-    images = torch.stack([pictures[i] for i in range(2)])
-    for concepts in found.values():
-        class_study(network, images, dataset.predictions()[:2], concepts, ["gig"], PROFILE)
+    pfvs = sample(network, pictures, PROFILE)
+    d = decompose(
+        network, torch.stack([pictures[i] for i in range(2)]), fit_concepts(pfvs, PROFILE)
+    )
+    for block in PROFILE.blocks:
+        study(d, block, pfvs.predictions()[:2, None], ["gig"], PROFILE)
 
 
 def _files(folder: Path) -> dict[str, bytes]:

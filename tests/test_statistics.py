@@ -13,13 +13,13 @@ def test_intervals_and_paired_comparison():
     generator = torch.Generator().manual_seed(0)
     hard = 10 * torch.randn(40, generator=generator)  # pictures differ more than methods do
     a, b = hard + 1 + 0.1 * torch.randn(40, generator=generator), hard
-    found = interval(a - b)
-    assert found.low < found.mean < found.high and found.mean == pytest.approx(1, abs=0.1)
+    apart = interval(a - b)
+    assert apart.low < apart.mean < apart.high and apart.mean == pytest.approx(1, abs=0.1)
     standard = (a - b).std().item() / math.sqrt(40)
     # The percentile interval of a mean is close to the normal one at 40 pictures.
-    assert found.high - found.low == pytest.approx(2 * 1.96 * standard, rel=0.15)
+    assert apart.high - apart.low == pytest.approx(2 * 1.96 * standard, rel=0.15)
     paired = compare(a, b)
-    assert paired.low > 0.9 and paired.mean == pytest.approx(found.mean)
+    assert paired.low > 0.9 and paired.mean == pytest.approx(apart.mean)
     assert paired.p_value == pytest.approx(stats.wilcoxon((a - b).double().numpy()).pvalue)
     unpaired = interval(a).high - interval(a).low
     assert unpaired > 10 * (paired.high - paired.low)

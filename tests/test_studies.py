@@ -1,5 +1,6 @@
 """report/studies.py: studies are what the functions find, are kept, and choose fair pictures."""
 
+import types
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -7,22 +8,15 @@ import pytest
 import torch
 from conftest import random_network
 
-from gig_helpers import Concepts
-from gig_helpers.codes import picture_codes
-from gig_helpers.curves import SCORES, class_curves, interlayer_curves
-from gig_helpers.data import profiles
-from gig_helpers.importance import class_importance
-from gig_helpers.report.studies import (
-    WRONG_TARGET,
-    class_study,
-    evaluated,
-    interlayer_study,
-    seen_right,
-)
+from gig_helpers import METHODS, Concepts, Profile, attribute, decompose, deletion_insertion, method
+from gig_helpers.curves import SCORES
+from gig_helpers.report.studies import WRONG_TARGET, evaluated, present_targets, study
 
-METHODS = ["random", "gig"]
+ORDERS = ["random", "gig"]
 LABELS = [0, 1, 2]
-PROFILE = replace(profiles.get("quick"), gap=0.05, bracket=0.05, evaluation_targets=2)
+CLASSES = [[label] for label in LABELS]
+HERE, LATER = "layer3.0", "layer4.0"
+PROFILE = Profile(gap=0.05, bracket=0.05, evaluation_targets=2)
 # Batches of another size round differently in float32.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 SHARES = torch.linspace(0, 1, 29)
@@ -30,148 +24,221 @@ SHARES = torch.linspace(0, 1, 29)
 pytestmark = pytest.mark.usefixtures("artifacts_folder")
 
 
-@pytest.fixture
-def parts():
-    """A small network, three pictures, concepts of two blocks."""
+@pytest.fixture(scope="module")
+def d(tmp_path_factory):
+    """Three pictures of a small network, in seven concepts of either of two blocks."""
     network = random_network("v1.5", width_per_group=8)
     images = torch.randn(3, 3, 64, 64)
     concepts = {}
-    for block, x in network.preactivations(images, ("layer3.0", "layer4.0")).items():
+    for block, x in network.preactivations(images, (HERE, LATER)).items():
         beta = network.bn_shift(block)
         vectors = x.transpose(0, 1).flatten(1).T[:7] - beta
         concepts[block] = Concepts(vectors.clone(), beta, torch.zeros(7), block, lam=0.5)
-    return network, images, concepts
+    with pytest.MonkeyPatch.context() as here:
+        here.setenv("GIG_ARTIFACTS", str(tmp_path_factory.mktemp("codes")))
+        return decompose(network, images, concepts)
 
 
-def run(network, images, concepts, count, profile=PROFILE):
-    """Both studies of the first pictures."""
-    given = (network, images[:count], LABELS[:count])
-    here, there = concepts.values()
-    one = class_study(*given, here, METHODS, profile)
-    return one, interlayer_study(*given, here, there, METHODS, profile)
+@pytest.fixture(scope="module")
+def targets(d):
+    return present_targets(d, HERE, LATER, LABELS, PROFILE)
 
 
-def test_what_is_there_is_not_run_again(parts, artifacts_folder, monkeypatch):
-    network, images, concepts = parts
-    first = run(network, images, concepts, 2)
+def both(d, targets, profile=PROFILE):
+    """A study of classes and one of later concepts."""
+    n = len(d)
+    of_classes = study(d, HERE, CLASSES[:n], ORDERS, profile)
+    return of_classes, study(d, HERE, (LATER, targets[:n]), ORDERS, profile)
+
+
+def assert_same_curves(kept, direct):
+    for way in ("deletion", "insertion"):
+        stored, other = (getattr(curves, way) for curves in (kept, direct))
+        torch.testing.assert_close(stored.at(SHARES), other.at(SHARES), **CLOSE)
+
+
+def test_what_is_there_is_not_run_again(d, targets, artifacts_folder, monkeypatch):
+    first = both(d[:2], targets)
     made = len(list(artifacts_folder.iterdir()))
+    assert made == 4, "a file for each picture and study"
     with monkeypatch.context() as patch:
-        for name in ("preactivations", "propagate"):
-            patch.setattr(network, name, None)
+        patch.setattr("gig_helpers.report.studies.deletion_insertion", None)
         # Another batch size is not another study.
-        again = run(network, images, concepts, 2, replace(PROFILE, batch_size=3))
-    for one, other in zip(first, again, strict=True):
-        assert all(torch.equal(one.importance[m], other.importance[m]) for m in METHODS)
-    third = run(network, images, concepts, 3)
+        again = both(d[:2], targets, replace(PROFILE, batch_size=3))
+    for earlier, later in zip(first, again, strict=True):
+        assert all(torch.equal(earlier.importance[m], later.importance[m]) for m in ORDERS)
+    third = both(d, targets)
     assert len(list(artifacts_folder.iterdir())) == made * 3 // 2
-    for one, other in zip(first, third, strict=True):
-        assert all(torch.equal(one.importance[m], other.importance[m][:2]) for m in METHODS)
+    for earlier, later in zip(first, third, strict=True):
+        assert all(torch.equal(earlier.importance[m], later.importance[m][:2]) for m in ORDERS)
 
 
-def test_a_class_study_is_what_the_functions_find(parts):
-    network, images, concepts = parts
-    here = concepts["layer3.0"]
-    study = class_study(network, images, LABELS, here, METHODS, PROFILE)
-    assert list(study.curves) == list(study.importance) == METHODS and study.targets is None
-    u = picture_codes(network, images, concepts)["layer3.0"]
-    given = (network, u, here)
-    importance = class_importance("gig", *given, [[c] for c in LABELS], tolerance=0.05)
-    torch.testing.assert_close(study.importance["gig"], importance, **CLOSE)
-    assert (study.gaps["gig"] <= 0.05 + 1e-4).all(), "what is kept is what was asked for"
-    change = study.curves["gig"]["logit"].insertion.y[:, [0, -1]].diff(dim=1)
-    found = (importance.sum(dim=2) - change).abs() / change.abs()
-    torch.testing.assert_close(study.gaps["gig"], found.float(), rtol=1e-2, atol=1e-4)
-    assert study.importance["random"].unique(dim=0).shape[0] == 3, "a draw per picture"
-    for method in METHODS:
-        direct = class_curves(*given, study.importance[method][:, 0], LABELS, tolerance=0.05)
-        assert set(direct) == set(study.curves[method]) == set(SCORES)
+def test_what_a_study_is_found_again_by(d, targets, artifacts_folder):
+    """Blocks, targets, orders, gap, bracket and seed: each makes a study of its own."""
+    few = d[[0]]
+
+    def run(source=HERE, target=0, orders=("activation",), d=few, **sizes):
+        study(d, source, target, orders, replace(PROFILE, **sizes))
+        return len(list(artifacts_folder.iterdir()))
+
+    assert run() == run(target=[[0]]) == run(d=few.at(HERE)) == 1, "other blocks do not count"
+    for made, other in enumerate(
+        (
+            {"target": 1}, {"target": [0, 1]}, {"source": LATER}, {"target": (LATER, targets[0])},
+            {"orders": ["random"]}, {"orders": ["gradient"]}, {"orders": ["random in use"]},
+            {"gap": 0.06}, {"bracket": 0.06}, {"seed": 1}, {"d": d[[1]]},
+            {"d": few.without({HERE: 0})},
+        ),
+        start=2,
+    ):  # fmt: skip
+        assert run(**other) == run(**other) == made, other
+
+
+def test_a_study_of_classes_is_what_the_functions_find(d):
+    kept = study(d, HERE, CLASSES, ORDERS, PROFILE)
+    assert list(kept.curves) == list(kept.importance) == ORDERS
+    importance = attribute(d, HERE, CLASSES, tolerance=0.05)
+    torch.testing.assert_close(kept.importance["gig"], importance, **CLOSE)
+    assert (kept.gaps["gig"] <= 0.05 + 1e-4).all(), "what is kept is what was asked for"
+    change = kept.curves["gig"]["logit"].insertion.y[..., [0, -1]].diff(dim=2)[..., 0]
+    gaps = (importance.sum(dim=2) - change).abs() / change.abs()
+    torch.testing.assert_close(kept.gaps["gig"], gaps.float(), rtol=1e-2, atol=1e-4)
+    assert kept.importance["random"].unique(dim=0).shape[0] == 3, "a draw per picture"
+    for order in ORDERS:
+        direct = deletion_insertion(d, HERE, CLASSES, kept.importance[order], tolerance=0.05)
+        assert set(direct) == set(kept.curves[order]) == set(SCORES)
         for score, curves in direct.items():
-            for way in ("deletion", "insertion"):
-                stored, other = (getattr(c, way) for c in (study.curves[method][score], curves))
-                torch.testing.assert_close(stored.at(SHARES), other.at(SHARES), **CLOSE)
+            assert_same_curves(kept.curves[order][score], curves)
 
 
-def test_a_wrong_target_of_a_class_study_is_the_next_other_class(parts):
-    network, images, concepts = parts
-    here, labels = concepts["layer3.0"], [LABELS[0], LABELS[0], LABELS[0] + 1]
-    study = class_study(network, images, labels, here, ["random", WRONG_TARGET], PROFILE)
-    u = picture_codes(network, images, concepts)["layer3.0"]
-    others = [[LABELS[0] + 1], [LABELS[0] + 1], [LABELS[0]]]
-    found = class_importance("gig", network, u, here, others, tolerance=0.05)
-    torch.testing.assert_close(study.importance[WRONG_TARGET], found, **CLOSE)
-    with pytest.raises(ValueError, match="two classes"):
-        class_study(network, images, [LABELS[0]] * 3, here, [WRONG_TARGET], PROFILE)
+def test_random_orders_follow_the_profiles_seed(d):
+    for seed in (0, 5):
+        kept = study(d, HERE, CLASSES, ["random"], replace(PROFILE, seed=seed))
+        for n in range(3):
+            drawn = attribute(d[[n]], HERE, CLASSES[n], method="random", seed=seed + n)
+            assert torch.equal(kept.importance["random"][n], drawn[0])
 
 
-def test_an_interlayer_study_is_what_the_functions_find(parts):
-    network, images, concepts = parts
-    here, there = concepts.values()
-    orders = [*METHODS, WRONG_TARGET]
-    study = interlayer_study(network, images, LABELS, here, there, orders, PROFILE)
-    codes = picture_codes(network, images, concepts)
-    assert list(study.curves) == list(study.importance) == orders
-    assert study.targets.shape == (3, 2)
-    assert torch.equal(study.importance[WRONG_TARGET], study.importance["gig"][:, [1, 0]])
-    relevance = class_importance(
-        "gig", network, codes["layer4.0"], there, [[c] for c in LABELS], tolerance=0.05
-    )[:, 0]
-    for n, chosen in enumerate(study.targets.tolist()):
-        present = (codes["layer4.0"][n] > 0).any(0)
+def test_a_wrong_class_is_that_of_the_next_picture_that_has_another(d):
+    classes = [[0], [0], [1]]
+    kept = study(d, HERE, classes, ["random", WRONG_TARGET], PROFILE)
+    others = attribute(d, HERE, [[1], [1], [0]], tolerance=0.05)
+    torch.testing.assert_close(kept.importance[WRONG_TARGET], others, **CLOSE)
+    direct = deletion_insertion(d, HERE, classes, kept.importance[WRONG_TARGET], tolerance=0.05)
+    assert_same_curves(kept.curves[WRONG_TARGET]["logit"], direct["logit"])
+    with pytest.raises(ValueError, match="two targets or more"):
+        study(d, HERE, 0, [WRONG_TARGET], PROFILE)
+
+
+def test_a_study_of_later_concepts_is_what_the_functions_find(d, targets):
+    orders = [*ORDERS, WRONG_TARGET]
+    kept = study(d, HERE, (LATER, targets), orders, PROFILE)
+    assert list(kept.curves) == list(kept.importance) == orders
+    assert torch.equal(kept.importance[WRONG_TARGET], kept.importance["gig"][:, [1, 0]])
+    assert (kept.gaps["gig"] <= 0.05 + 1e-4).all()
+    assert kept.gaps["random"].max() > 0.05, "nothing makes a random order complete"
+    for order in orders:
+        given = d, HERE, (LATER, targets), kept.importance[order]
+        direct = deletion_insertion(*given, tolerance=0.05)["projection"]
+        assert_same_curves(kept.curves[order]["projection"], direct)
+
+
+def test_targets_are_there_and_the_most_relevant(d, targets):
+    assert targets.shape == (3, 2)
+    relevance = attribute(d, LATER, CLASSES, tolerance=0.05)[:, 0]
+    after = d.network.segment(HERE, LATER)(d.reconstruction(HERE))
+    projections = (after @ d.concepts[LATER].vectors.T).amax(dim=1)
+    for n, chosen in enumerate(targets.tolist()):
+        present = (d.codes[LATER][n] > 0).any(0) & (projections[n] > 0)
         assert present[chosen].all()
         assert relevance[n, chosen[0]] >= relevance[n, chosen[1]]
-    assert (study.gaps["gig"] <= 0.05 + 1e-4).all()
-    assert study.gaps["random"].max() > 0.05, "nothing makes a random order complete"
-    vectors = there.vectors[study.targets]
-    for method in orders:
-        direct = interlayer_curves(
-            network, codes["layer3.0"], here, "layer4.0", vectors, study.importance[method],
-            tolerance=0.05,
-        )  # fmt: skip
-        for way in ("deletion", "insertion"):
-            stored, other = (getattr(c, way) for c in (study.curves[method], direct))
-            torch.testing.assert_close(stored.at(SHARES), other.at(SHARES), **CLOSE)
-
-
-def test_bad_input_is_named(parts):
-    network, images, concepts = parts
-    here, there = concepts.values()
-    with pytest.raises(ValueError, match="2 classes for 3 pictures"):
-        class_study(network, images, [0, 1], here, METHODS, PROFILE)
-    with pytest.raises(ValueError, match="2 classes for 3 pictures"):
-        interlayer_study(network, images, [0, 1], here, there, METHODS, PROFILE)
-    with pytest.raises(ValueError, match="unknown method 'best'"):
-        class_study(network, images[:1], [0], here, ["best"], PROFILE)
+        others = [q for q in present.nonzero()[:, 0].tolist() if q not in chosen]
+        assert all(relevance[n, q] <= relevance[n, chosen[1]] + 1e-4 for q in others)
+    # The first one turned round, with its codes: as relevant as before, but there negatively.
+    best = int(targets[0, 0])
+    codes, vectors = d.codes[LATER][:1].clone(), d.concepts[LATER].vectors.clone()
+    codes[:, :, best] *= -1
+    vectors[best] *= -1
+    later = replace(d.concepts[LATER], vectors=vectors)
+    turned = replace(
+        d[[0]], concepts=d.concepts | {LATER: later}, codes=d[[0]].codes | {LATER: codes}
+    )  # fmt: skip
+    assert not (codes[0, :, best] > 0).any()
+    others = present_targets(turned, HERE, LATER, [0], PROFILE)
+    assert others[0, 0] == targets[0, 1] and best not in others[0]
     many = replace(PROFILE, evaluation_targets=8)
     with pytest.raises(ValueError, match=r"has \d targets at layer4.0, not 8"):
-        interlayer_study(network, images[:1], [0], here, there, METHODS, many)
+        present_targets(d[:1], HERE, LATER, [0], many)
 
 
-def sets(photographs, right):
-    """Pictures and dataset: the photograph of each view, and those that the network gets right."""
-    labels = [1] * len(photographs)
-    seen = torch.tensor([1 if i in right else 0 for i in range(len(labels))])
-    dataset = SimpleNamespace(predictions=lambda: seen, photographs=torch.tensor(photographs))
-    return SimpleNamespace(name="views", labels=labels), dataset
+def test_a_method_of_ones_own_is_run_again_when_its_code_changes(d, artifacts_folder):
+    """Written in a notebook, where there is no file to read it from."""
+    code = "def mass(asked):\n    return {} * asked.codes.abs().sum(dim=1, keepdim=True)"
+    importance = []
+    try:
+        for number, times in enumerate((2, 3, 2)):
+            notebook = types.ModuleType("__main__")
+            exec(code.format(times), vars(notebook))
+            method("mass", cost="nothing")(notebook.mass)
+            importance.append(study(d[[0]], HERE, 0, ["mass"], PROFILE).importance["mass"])
+            assert len(list(artifacts_folder.iterdir())) == min(number + 1, 2)
+    finally:
+        METHODS.pop("mass")
+    torch.testing.assert_close(3 * importance[0], 2 * importance[1])
+    assert torch.equal(importance[0], importance[2])
+
+
+def test_methods_that_one_function_makes_are_kept_apart(d, artifacts_folder):
+    def powered(power):
+        def of_codes(asked):
+            return asked.codes.abs().pow(power).sum(dim=1, keepdim=True)
+
+        return of_codes
+
+    names = ["square", "cube"]
+    try:
+        for power, name in enumerate(names, start=2):
+            method(name, cost="nothing")(powered(power))
+        kept = [study(d[[0]], HERE, 0, [name], PROFILE).importance[name] for name in names]
+    finally:
+        for name in names:
+            METHODS.pop(name)
+    assert len(list(artifacts_folder.iterdir())) == 2 and not torch.equal(*kept)
+
+
+def test_bad_input_is_named(d):
+    with pytest.raises(ValueError, match=r"expected \(T,\), or \(N, T\) of 3"):
+        study(d, HERE, [[0], [1]], ORDERS, PROFILE)
+    with pytest.raises(ValueError, match="unknown method 'best'"):
+        study(d, HERE, 0, ["best"], PROFILE)
+    with pytest.raises(KeyError, match="'layer2.0' is not decomposed"):
+        study(d, "layer2.0", 0, ORDERS, PROFILE)
+
+
+def dataset(photographs, right):
+    """The photograph of each view, and the views that the network gets right."""
+    return SimpleNamespace(
+        pictures=SimpleNamespace(name="views"), right=lambda: sorted(right),
+        photographs=torch.tensor(photographs),
+    )  # fmt: skip
 
 
 def test_evaluated_pictures_are_spread_over_the_photographs():
     views = [n for n in range(10) for _ in range(3)]  # three views of each of ten photographs
     right = set(range(30)) - {0, 6, 7, 8}  # one view of the first, all of the third
-    pictures, dataset = sets(views, right)
-    assert seen_right(pictures, dataset) == sorted(right)
+    pfvs = dataset(views, right)
     # The first view that is right of each photograph that has one:
     first = [1, 3, 9, 12, 15, 18, 21, 24, 27]
-    assert evaluated(pictures, dataset, 9) == first
-    assert evaluated(pictures, dataset, 3) == [1, 12, 21]
+    assert evaluated(pfvs, 9) == first
+    assert evaluated(pfvs, 3) == [1, 12, 21]
     # Also where they do not go into each other without a rest: the last ones are not left out.
-    assert evaluated(pictures, dataset, 5) == [1, 3, 12, 18, 24]
-    found = evaluated(pictures, dataset, 12)
-    assert found[:9] == first and found[9:] == [2, 4, 5]
-    assert sorted(evaluated(pictures, dataset, 99)) == sorted(right)
-    assert evaluated(pictures, dataset, 2, among=set(range(12, 30))) == [12, 21]
+    assert evaluated(pfvs, 5) == [1, 3, 12, 18, 24]
+    more = evaluated(pfvs, 12)
+    assert more[:9] == first and more[9:] == [2, 4, 5]
+    assert sorted(evaluated(pfvs, 99)) == sorted(right)
+    assert evaluated(pfvs, 2, among=set(range(12, 30))) == [12, 21]
 
 
 def test_nothing_to_evaluate_is_named():
-    pictures, dataset = sets([0, 1], right=set())
     with pytest.raises(ValueError, match="no picture of views right"):
-        evaluated(pictures, dataset, 2)
+        evaluated(dataset([0, 1], right=set()), 2)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from gig_helpers import load_network
 from gig_helpers.data import weights as module
-from gig_helpers.data.weights import AssetUnavailable, weights
+from gig_helpers.data.weights import AssetUnavailable, Preprocessing, preprocessing, weights
 
 
 def unreachable(*args, **kwargs):
@@ -67,6 +67,16 @@ def test_weights_are_read_from_the_cache(network):
     state, source = weights("resnet50", network.weights)
     assert source == network.weights
     torch.testing.assert_close(state["fc.weight"], network.model.fc.weight.cpu())
+
+
+def test_preprocessing_is_what_timm_has_for_the_name():
+    vit = preprocessing("timm/vit_tiny_patch16_224")
+    assert vit == Preprocessing(224, round(224 / 0.9), (0.5,) * 3, (0.5,) * 3, "bicubic")
+    lite = preprocessing("efficientnet_lite0")
+    assert lite == Preprocessing(224, 256, (0.498,) * 3, (0.502,) * 3, "bicubic")
+    assert Preprocessing.of({"input_size": (3, 224, 224)}) == Preprocessing()
+    with pytest.raises(ValueError, match="unknown network 'vit_tiny_patch16_224'"):
+        preprocessing("vit_tiny_patch16_224")
 
 
 def test_the_keras_network_is_converted_exactly(tmp_path):
@@ -136,6 +146,6 @@ def test_the_keras_network_is_converted_exactly(tmp_path):
         patch.setattr("gig_helpers.data.weights.weights", lambda *_: (state, "keras"))
         network = load_network("resnet50", device="cpu")
     mean, std = (torch.tensor(part)[:, None, None] for part in (module.MEAN, module.STD))
-    found = network.logits((rgb - mean) / std)
+    logits = network.logits((rgb - mean) / std)
     # The mean colour that pads a picture's edge differs by 0.005 of 255 between the two.
-    assert float((found - expected).abs().max() / expected.std()) < 5e-3
+    assert float((logits - expected).abs().max() / expected.std()) < 5e-3

@@ -1,15 +1,22 @@
-"""What a run has made, kept on disk: found again by a hash of everything that it depends on."""
+"""What a run has made, kept on disk: found again by a hash of everything that it depends on.
+
+What a result depends on is its arguments and its code: the module of the function that makes it,
+and all that this one imports, directly or not, of this package or of the reader's own files. Nobody
+keeps a list.
+"""
 
 import ast
 import functools
 import hashlib
+import importlib.util
 import inspect
 import json
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import CodeType
 from typing import Any
 from uuid import uuid4
 
@@ -71,7 +78,7 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def key(stage: str, depends: dict[str, Any], code: tuple[ModuleType, ...] = ()) -> str:
+def key(stage: str, depends: Any, code: str = "") -> str:
     """Hash of a stage's name, settings and code.
 
     Parameters
@@ -79,31 +86,49 @@ def key(stage: str, depends: dict[str, Any], code: tuple[ModuleType, ...] = ()) 
     depends
         JSON-compatible settings and the fingerprints of what comes before.
     code
-        Modules whose code the result depends on. Comments, layout and docstrings do not count.
+        What :func:`code_of` says of the function that makes it.
 
     Examples
     --------
     >>> key("codes", {"k": 3}) == key("codes", {"k": 3}) != key("codes", {"k": 4})
     True
     """
-    parts = {"stage": stage, "depends": depends, "code": [_code_hash(module) for module in code]}
+    parts = {"stage": stage, "depends": depends, "code": code}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def code_of(something: Any) -> str:
+    """Hash of the code that a function or class depends on; not in the paper.
+
+    That of its module and of all modules that this one imports, directly or not, of this package
+    or of the reader's own files; installed libraries do not count, nor do comments, layout and
+    docstrings. Of what was written in a notebook, its own code alone.
+
+    Examples
+    --------
+    >>> code_of(key) == code_of(digest), len(code_of(lambda x: x + 1))  # of one module
+    (True, 16)
+    """
+    while isinstance(something, functools.partial):
+        something = something.func
+    spec = _spec(something.__module__)
+    if spec is None:
+        return hashlib.sha256("".join(_bytecode(something)).encode()).hexdigest()[:16]
+    return _code_hash(spec.name, str(spec.origin))
+
+
 def cached(
-    stage: str, *code: ModuleType, ignore: tuple[str, ...] = ()
+    stage: str, *, ignore: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., dict[str, Tensor]]], Callable[..., dict[str, Tensor]]]:
     """Decorate a function that returns tensors by name: an equal call reads what the first made.
 
-    Calls are equal if their arguments are: tensors by value, what has a ``fingerprint`` (a
-    network, a dataset, concepts) by that, the rest as JSON.
+    Calls are equal if their arguments are (see :func:`fingerprint`) and the code is
+    (:func:`code_of`).
 
     Parameters
     ----------
     stage
         Name of the step; the first part of the file's name.
-    code
-        Modules whose code the result depends on, besides the function's own.
     ignore
         Arguments that leave the result as it is, such as a batch size.
 
@@ -138,17 +163,11 @@ def cached(
                 for name, value in bound.arguments.items()
                 if name not in ignore
             }
-            name = key(stage, depends, (sys.modules[function.__module__], *code))
+            name = key(stage, depends, code_of(function))
             path = folder() / f"{stage}-{name}.safetensors"
             if not path.exists():
-                found = function(*args, **kwargs)
-                # A copy in rows: safetensors takes no views and no tensors that share memory.
-                found = {
-                    part: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-                    for part, tensor in found.items()
-                }
                 metadata = {"depends": json.dumps(depends, sort_keys=True)}
-                write_atomically(path, lambda file: save_file(found, file, metadata))
+                write_tensors(path, function(*args, **kwargs), metadata)
             return load_file(path)
 
         return run
@@ -156,8 +175,32 @@ def cached(
     return decorate
 
 
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors by name as safetensors, atomically; not in the paper.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as here:
+    ...     write_tensors(Path(here) / "x.safetensors", {"x": torch.arange(6).reshape(2, 3).T})
+    ...     load_file(Path(here) / "x.safetensors")["x"].tolist()
+    [[0, 3], [1, 4], [2, 5]]
+    """
+    # A copy in rows: safetensors takes no views and no tensors that share memory.
+    rows = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    write_atomically(path, lambda file: save_file(rows, file, dict(metadata or {})))
+
+
 def fingerprint(value: Any) -> Any:
     """What stands for an argument in a hash: JSON-compatible, equal for equal values.
+
+    Tensors count by value, what has a ``fingerprint`` (a network, a dataset, concepts) by that,
+    functions by their code, the rest as JSON.
 
     Raises
     ------
@@ -179,6 +222,13 @@ def fingerprint(value: Any) -> Any:
         return value
     if isinstance(value, Sequence):
         return [fingerprint(part) for part in value]
+    if isinstance(value, functools.partial):
+        return fingerprint([value.func, value.args, value.keywords])
+    if inspect.isroutine(value):
+        # A module's functions share its code; those that a function makes differ in what they hold.
+        held = inspect.unwrap(value).__closure__ or ()
+        inside = [fingerprint(cell.cell_contents) for cell in held]
+        return [code_of(value), *_bytecode(value), *inside]
     raise TypeError(f"{type(value).__name__} has no fingerprint to be found again by")
 
 
@@ -219,10 +269,82 @@ def recorded(name: str) -> dict[str, Any]:
     raise FileNotFoundError(f"no {name}.json in {' or '.join(map(str, places))}: make results")
 
 
+def _spec(name: str) -> ModuleSpec | None:
+    """Where a module's code stands, of this package or of the reader's files; else None."""
+    try:
+        # The package first: to look inside of a library is to import it.
+        for part in dict.fromkeys((name.partition(".")[0], name)):
+            spec = importlib.util.find_spec(part)
+            path = Path(str(spec and spec.origin))
+            if path.suffix != ".py" or (_LIBRARIES & {*path.parents} and _ROOT not in path.parents):
+                return None
+    except (ImportError, ValueError):  # a name inside a module; a notebook's own
+        return None
+    return spec
+
+
+_LIBRARIES = {
+    Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib", "purelib", "platlib")
+}
+
+
 @functools.cache
-def _code_hash(module: ModuleType) -> str:
-    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
-    return hashlib.sha256(ast.dump(_WithoutDocstrings().visit(tree)).encode()).hexdigest()
+def _code_hash(name: str, path: str) -> str:
+    """Of a module and those that it imports, directly or not."""
+    seen, waiting = {name: path}, [name]
+    while waiting:
+        for spec in map(_spec, _parsed(seen[name := waiting.pop()], name)[1]):
+            if spec is not None and spec.name not in seen:
+                seen[spec.name] = str(spec.origin)
+                waiting.append(spec.name)
+    hashes = sorted((name, _parsed(path, name)[0]) for name, path in seen.items())
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _parsed(path: str, name: str) -> tuple[str, tuple[str, ...]]:
+    """A file's hash without docstrings, and the names of the modules that it may import."""
+    tree = _WithoutDocstrings().visit(ast.parse(Path(path).read_text(encoding="utf-8")))
+    package = name if Path(path).name == "__init__.py" else name.rpartition(".")[0]
+    modules: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            relative = "." * node.level + (node.module or "")
+            base = importlib.util.resolve_name(relative, package)
+            inside = [f"{base}.{alias.name}" for alias in node.names]
+            # What is no module is a name that its package's own file holds.
+            modules += [module if _spec(module) else base for module in inside]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), tuple(modules)
+
+
+def _bytecode(something: Any) -> Iterator[str]:
+    """What a function, or a class's functions, do: without a file there is no source to read."""
+    if isinstance(something, type):
+        yield from (code_of(base) for base in something.__bases__ if base is not object)
+        for name, part in vars(something).items():
+            if inspect.isroutine(part) or isinstance(part, property | functools.cached_property):
+                yield name
+                yield from _bytecode(part)
+            elif not name.startswith("__"):
+                yield f"{name} {part!r}"
+        return
+    something = getattr(something, "fget", None) or getattr(something, "func", something)
+    something = inspect.unwrap(getattr(something, "__func__", something))
+    yield f"{something.__defaults__!r} {something.__kwdefaults__!r}"
+    waiting = [something.__code__]
+    while waiting:
+        code = waiting.pop()
+        inner = [part for part in code.co_consts if isinstance(part, CodeType)]
+        plain = [
+            # A set has another order in every process.
+            sorted(map(repr, part)) if isinstance(part, frozenset) else part
+            for part in code.co_consts
+            if not isinstance(part, CodeType) and part != something.__doc__
+        ]
+        yield f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {plain!r}"
+        waiting += inner
 
 
 class _WithoutDocstrings(ast.NodeTransformer):

@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
+import numpy as np
+import torch
 import torchvision
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -29,8 +32,9 @@ class Pictures(Dataset):
     """Pictures on disk, each with a view (a part of the file) and, where known, a class.
 
     ``pictures[i]`` is a normalised float tensor (3, 224, 224): by default the view's shorter side
-    resized to 256, the centre 224 × 224 cropped, ImageNet's mean and standard deviation.
-    ``image(i)`` is the same view as a PIL image, for the eye.
+    resized to 256, the centre 224 × 224 cropped, ImageNet's mean and standard deviation. With
+    several indices (a list, range, slice or integers' tensor) it is a batch of n of them,
+    (n, 3, 224, 224). ``image(i)`` is the same view as a PIL image, for the eye.
 
     Attributes
     ----------
@@ -54,6 +58,8 @@ class Pictures(Dataset):
     sample: 1 photographs (2 views)
     >>> pictures[0].shape, pictures.image(1).size, pictures.boxes[1]
     (torch.Size([3, 224, 224]), (224, 224), (0.0, 0.0, 0.5, 0.5))
+    >>> pictures[[1, 0]].shape, torch.equal(pictures[:2][0], pictures[0])
+    (torch.Size([2, 3, 224, 224]), True)
     """
 
     name: str
@@ -72,8 +78,12 @@ class Pictures(Dataset):
         views = "" if photographs == len(self) else f" ({len(self)} views)"
         return f"{self.name}: {photographs} photographs{views}"
 
-    def __getitem__(self, index: int) -> Tensor:
-        picture = v2.functional.to_dtype(v2.functional.pil_to_tensor(self.image(index)), scale=True)
+    def __getitem__(self, index: int | Sequence[int] | slice | Tensor) -> Tensor:
+        chosen = np.arange(len(self))[index]
+        if chosen.ndim:
+            return torch.stack([self[n] for n in chosen.tolist()])
+        image = v2.functional.pil_to_tensor(self.image(int(chosen)))
+        picture = v2.functional.to_dtype(image, scale=True)
         own = self.preprocessing
         return v2.functional.normalize(picture, list(own.mean), list(own.std))
 
@@ -111,9 +121,16 @@ class Pictures(Dataset):
         return replace(self, **some)
 
 
+class Receiver(Protocol):
+    """What pictures are made ready for: a :class:`gig_helpers.network.Network`, for one."""
+
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+
+
 def load_pictures(
-    spec: str = "sample", *, preprocessing: Preprocessing | None = None,
-    classes: Sequence[str] | None = None,
+    spec: str = "sample", network: Receiver | None = None, *,
+    preprocessing: Preprocessing | None = None, classes: Sequence[str] | None = None,
 ) -> Pictures:  # fmt: skip
     """Return a set of pictures.
 
@@ -127,9 +144,11 @@ def load_pictures(
         ``GIG_IMAGENET_VAL`` names. Anything else: a folder, searched with its sub-folders. A
         picture gets the class of its nearest parent folder that is named like an ImageNet class
         (``n01534433`` or ``junco``).
+    network
+        Whose preprocessing and classes they get; by default as for a ResNet with ImageNet's
+        classes. With other classes, the sub-folders are named like these.
     preprocessing, classes
-        The network's; by default those of a ResNet with ImageNet's classes. With other classes,
-        the sub-folders are named like these.
+        In place of the network's.
 
     Raises
     ------
@@ -144,16 +163,22 @@ def load_pictures(
     --------
     >>> load_pictures("sample")
     sample: 26 photographs (106 views)
+    >>> from types import SimpleNamespace
+    >>> small = SimpleNamespace(preprocessing=Preprocessing(32, 32), classes=class_names())
+    >>> load_pictures("sample", small)[[0, 5]].shape
+    torch.Size([2, 3, 32, 32])
     """
-    folder = Path(spec)
-    found = SOURCES[spec]() if spec in SOURCES else _folder(folder, folder.absolute().name)
-    labels = found.labels
+    folder = Path(spec).expanduser()
+    pictures = SOURCES[spec]() if spec in SOURCES else _folder(folder, folder.absolute().name)
+    labels = pictures.labels
+    if network is not None:
+        preprocessing, classes = preprocessing or network.preprocessing, classes or network.classes
     names = class_names() if classes is None else tuple(classes)
     if names != class_names():
         index = {name.lower(): n for n, name in enumerate(names)}
-        labels = tuple(_label(path, folder.absolute().name, index) for path in found.paths)
+        labels = tuple(_label(path, folder.absolute().name, index) for path in pictures.paths)
     ready = preprocessing or Preprocessing()
-    return replace(found, labels=labels, preprocessing=ready, classes=names)
+    return replace(pictures, labels=labels, preprocessing=ready, classes=names)
 
 
 def _sample() -> Pictures:
@@ -228,8 +253,8 @@ SOURCES: dict[str, Callable[[], Pictures]] = {
 
 def _label(path: str, root: str, classes: Mapping[str, int]) -> int | None:
     parents = [*PurePosixPath(path).parts[-2::-1], root]
-    found = (classes.get(parent.lower().replace("_", " ")) for parent in parents)
-    return next((index for index in found if index is not None), None)
+    labels = (classes.get(parent.lower().replace("_", " ")) for parent in parents)
+    return next((label for label in labels if label is not None), None)
 
 
 @cache

@@ -12,10 +12,10 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +47,26 @@ class Preprocessing(NamedTuple):
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     interpolation: str = "bilinear"
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Preprocessing":
+        """What a model of timm says of itself in its ``default_cfg``; not in the paper.
+
+        Parameters
+        ----------
+        config
+            ``input_size``, and where they are not as for torchvision's ResNets ``crop_pct``,
+            ``mean``, ``std`` and ``interpolation``.
+
+        Examples
+        --------
+        >>> Preprocessing.of({"input_size": (3, 160, 160), "crop_pct": 0.95, "mean": [0.5] * 3})[:3]
+        (160, 168, (0.5, 0.5, 0.5))
+        """
+        size = config["input_size"][-1]
+        share, how = config.get("crop_pct", 0.875), config.get("interpolation", "bilinear")
+        mean, std = config.get("mean", MEAN), config.get("std", STD)
+        return cls(size, round(size / share), tuple(mean), tuple(std), how)
 
 
 TIMEOUT_SECONDS = 30
@@ -154,12 +174,10 @@ def preprocessing(name: str) -> Preprocessing:
         return Preprocessing(
             size, resize, tuple(told.mean), tuple(told.std), told.interpolation.value
         )
-    config = _timm_config(name)
-    size = config["input_size"][-1]
-    mean, std = (0.498,) * 3, (0.502,) * 3  # what the carried weights were trained with
+    told = Preprocessing.of(_timm_config(name))
     if name != "efficientnet_lite0":
-        mean, std = config["mean"], config["std"]
-    return Preprocessing(size, round(size / config["crop_pct"]), mean, std, config["interpolation"])
+        return told
+    return told._replace(mean=(0.498,) * 3, std=(0.502,) * 3)  # what its weights were trained with
 
 
 def architecture(name: str) -> nn.Module:

@@ -1,15 +1,15 @@
 """Sparse autoencoder, the paper's second rival (section 4, appendix F, eq. 11)."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..clustering import nearest_centre
-from ..concepts import Concepts
-from ..data import artifacts
+from ..concepts import Concepts, extractor
 from .simple import centre
 
 
@@ -17,9 +17,9 @@ from .simple import centre
 class SparseAutoencoder(Concepts):
     """Concepts of a sparse autoencoder (eq. 11): decoder columns W_d, and b_d in the place of β.
 
-    Its own codes come from the encoder and are never negative. They are what
-    :func:`gig_helpers.codes.encode` returns while there is no λ; with one it solves eq. 2 as for
-    any concepts.
+    Its codes come from the encoder and are never negative. For codes by the Lasso, as any concepts
+    have them, take its :meth:`dictionary` and :func:`gig_helpers.concepts.tune` it. An autoencoder
+    with another activation is a subclass with an ``encode`` of its own.
 
     Attributes
     ----------
@@ -32,24 +32,36 @@ class SparseAutoencoder(Concepts):
     --------
     >>> parts = {"encoder": torch.eye(2), "encoder_bias": torch.tensor([-1.0, -1.0])}
     >>> sae = SparseAutoencoder(2 * torch.eye(2), torch.zeros(2), torch.zeros(1), **parts)
-    >>> sae.codes(torch.tensor([4.0, 0.5])).tolist()
+    >>> sae.encode(torch.tensor([4.0, 0.5])).tolist()
     [3.0, 0.0]
+    >>> type(sae.dictionary()).__name__
+    'Concepts'
     """
 
     encoder: Tensor = torch.empty(0)
     encoder_bias: Tensor = torch.empty(0)
     losses: tuple[float, ...] = ()
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of block, vectors, β, λ and the encoder."""
-        return f"{super().fingerprint}-{artifacts.digest(self.encoder, self.encoder_bias)}"
+    needs_lam: ClassVar[bool] = False
 
-    def codes(self, x: Tensor) -> Tensor:
-        """f(x) = ReLU(W_e x + b_e); x (..., C), not centred → (..., k)."""
+    def encode(self, x: Tensor, *, tol: float = 0.0) -> Tensor:
+        """f(x) = ReLU(W_e x + b_e), exactly, whatever ``tol``; x (..., C), not centred → (..., k).
+
+        Examples
+        --------
+        >>> parts = {"encoder": torch.eye(2), "encoder_bias": torch.zeros(2)}
+        >>> sae = SparseAutoencoder(torch.eye(2), torch.zeros(2), torch.zeros(1), **parts)
+        >>> sae.encode(torch.tensor([[1.0, -1.0]])).tolist()
+        [[1.0, 0.0]]
+        """
         return F.relu(x @ self.encoder.T + self.encoder_bias)
 
+    def dictionary(self) -> Concepts:
+        """The same directions as concepts without an encoder, and without a λ yet."""
+        return Concepts(self.vectors, self.beta, self.labels, self.block)
 
+
+@extractor("sae", "SAE, converged")
 def sparse_autoencoder(
     x: Tensor, beta: Tensor, k: int, seed: int = 0, *, sparsity: float = 5.0,
     epochs: int | None = None, learning_rate: float = 1e-3, batch_size: int = 256, block: str = "",
@@ -78,7 +90,7 @@ def sparse_autoencoder(
     --------
     >>> x = torch.randn(500, 4)
     >>> sae = sparse_autoencoder(x, x.mean(0), 8, epochs=3)
-    >>> sae.codes(x).shape, len(sae.losses), sae.losses[2] < sae.losses[0]
+    >>> sae.encode(x).shape, len(sae.losses), sae.losses[2] < sae.losses[0]
     (torch.Size([500, 8]), 3, True)
     """
     centred = centre(x, beta, k)
@@ -123,6 +135,9 @@ def sparse_autoencoder(
         encoder_bias=encoder_bias.detach() - encoder @ beta,
         losses=tuple(losses),
     )
+
+
+extractor("sae_short", "SAE, 5 epochs")(partial(sparse_autoencoder, epochs=5))
 
 
 def _flat(losses: list[float], start: int) -> bool:

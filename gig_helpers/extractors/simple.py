@@ -1,5 +1,7 @@
 """Rivals of the bisecting clustering, by scikit-learn or by chance (section 4, appendix F)."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
@@ -8,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..clustering import nearest_centre
-from ..concepts import Average, Concepts, concept_vectors
+from ..concepts import Average, Concepts, concept_vectors, extractor
 
 
+@extractor("random_pfvs", "random PFVs")
 def random_pfvs(x: Tensor, beta: Tensor, k: int, seed: int = 0, *, block: str = "") -> Concepts:
     """Some of the PFVs, drawn without repetition: what every method must beat; not in the paper.
 
@@ -41,6 +44,7 @@ def random_pfvs(x: Tensor, beta: Tensor, k: int, seed: int = 0, *, block: str = 
     return Concepts(vectors, beta, nearest_centre(centred, vectors), block)
 
 
+@extractor("kmeans", "k-means")
 def kmeans(
     x: Tensor, beta: Tensor, k: int, seed: int = 0, *, average: Average = "unit", block: str = ""
 ) -> Concepts:
@@ -56,9 +60,9 @@ def kmeans(
     [[0.0, 3.5], [2.0, 0.0]]
     """
     unit = F.normalize(centre(x, beta, k), dim=1).cpu().numpy()
-    found = KMeans(k, n_init=1, random_state=seed).fit(unit).labels_
+    clusters = KMeans(k, n_init=1, random_state=seed).fit(unit).labels_
     # Where vectors repeat, KMeans returns fewer clusters than asked for.
-    labels = torch.from_numpy(np.unique(found, return_inverse=True)[1]).to(x.device)
+    labels = torch.from_numpy(np.unique(clusters, return_inverse=True)[1]).to(x.device)
     return Concepts(concept_vectors(x, labels, beta, average), beta, labels, block)
 
 
@@ -94,8 +98,12 @@ def dictionary_learning(
         batch_size=256,
         random_state=seed,
     ).fit(centred.cpu().numpy())
-    vectors = torch.from_numpy(model.components_).to(x)
+    vectors = torch.from_numpy(model.components_).to(x).contiguous()
     return Concepts(vectors, beta, nearest_centre(centred, vectors), block)
+
+
+# Three passes are what it can have in minutes.
+extractor("dictionary_learning", "dictionary learning")(partial(dictionary_learning, max_iter=3))
 
 
 def centre(x: Tensor, beta: Tensor, k: int) -> Tensor:

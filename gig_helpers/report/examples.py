@@ -1,17 +1,20 @@
 """PFVs for the eye: the crop around each, its square and its iERF (the paper's Figure 1)."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from networkx import DiGraph
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.v2.functional import to_pil_image
 
 from .. import srd
+from ..codes import Decomposition
 from ..concepts import Concepts
-from ..data.pictures import Pictures
 from ..network import Network
 from ..pfv import PFVDataset
 
@@ -19,15 +22,13 @@ SQUARE_SHARE = 0.7
 """Share of an iERF's positive mass that a red square holds."""
 
 
-def ierfs(
-    network: Network, pictures: Pictures, dataset: PFVDataset, block: str, indices: Tensor
-) -> Tensor:
+def ierfs(pfvs: PFVDataset, block: str, rows: Tensor | Sequence[int]) -> Tensor:
     """iERFs of some PFVs of the dataset, made when asked for; shape (m, H_img, W_img).
 
     Parameters
     ----------
-    indices
-        Rows (m,) of ``dataset.vectors(block)``.
+    rows
+        Rows (m,) of ``pfvs.vectors(block)``.
 
     Raises
     ------
@@ -53,20 +54,18 @@ def ierfs(
     >>> columns[f"{block}.positions"] = torch.tensor([[10, 10], [28, 40]])
     >>> with TemporaryDirectory() as here:
     ...     save_file(columns, f"{here}/shard-000000.safetensors")
-    ...     dataset = PFVDataset(Path(here), "", (block,), pictures.paths, pictures.labels, {})
-    ...     maps = ierfs(network, pictures, dataset, block, torch.tensor([1]))
+    ...     pfvs = PFVDataset(Path(here), "", (block,), network, pictures, {})
+    ...     maps = ierfs(pfvs, block, [1])
     >>> maps.shape, round(float(maps.sum()), 3)
     (torch.Size([1, 224, 224]), 1.0)
     >>> bool(maps[0, 4 * 28, 4 * 40] != 0), bool(maps[0, 40, 40] != 0)  # 4 pixels per position
     (True, False)
     """
-    picture_ids = dataset.picture_ids(block)[indices]
-    positions = dataset.positions(block)[indices]
-    if not len(indices):
-        raise ValueError("no PFV was asked for: indices is empty")
+    if not len(rows):
+        raise ValueError(f"no PFV of {block} was asked for: name rows of pfvs.vectors({block!r})")
     # A picture again for each of its PFVs: batches of pictures cost less than sharing saves.
-    images = torch.stack([pictures[i] for i in picture_ids.tolist()])
-    return srd.ierf(network, images, block, positions).cpu()
+    images = torch.stack([pfvs.pictures[i] for i in pfvs.picture_ids(block)[rows].tolist()])
+    return srd.ierf(pfvs.network, images, block, pfvs.positions(block)[rows]).cpu()
 
 
 @dataclass(frozen=True)
@@ -100,17 +99,16 @@ class Example:
     label: str | None
 
 
-def examples(
-    network: Network, pictures: Pictures, dataset: PFVDataset, block: str, indices: Tensor
-) -> list[Example]:
+def examples(pfvs: PFVDataset, block: str, rows: Tensor | Sequence[int]) -> list[Example]:
     """PFVs of the dataset as crops with square and iERF, as in the paper's Figure 1.
 
     The square holds most of the iERF's positive mass; the crop has twice its side, for context.
+    Each is made once for a dataset, and kept with it.
 
     Parameters
     ----------
-    indices
-        Rows (m,) of ``dataset.vectors(block)``.
+    rows
+        Rows (m,) of ``pfvs.vectors(block)``.
 
     Examples
     --------
@@ -127,25 +125,33 @@ def examples(
     >>> columns[f"{block}.positions"] = torch.tensor([[10, 10], [28, 40]])
     >>> with TemporaryDirectory() as here:
     ...     save_file(columns, f"{here}/shard-000000.safetensors")
-    ...     dataset = PFVDataset(Path(here), "", (block,), pictures.paths, pictures.labels, {})
-    ...     (shot,) = examples(network, pictures, dataset, block, torch.tensor([1]))
+    ...     pfvs = PFVDataset(Path(here), "", (block,), network, pictures, {})
+    ...     (shot,) = examples(pfvs, block, [1])
     >>> left, top, side = shot.square
     >>> shot.crop.shape == (2 * side, 2 * side, 3), shot.picture, shot.label
     (True, 'foolbox/imagenet_00_243.jpg', 'bull mastiff')
+    >>> examples(pfvs, block, [1])[0] is shot
+    True
     """
-    found = []
-    maps = ierfs(network, pictures, dataset, block, indices)
-    for picture, ierf in zip(dataset.picture_ids(block)[indices].tolist(), maps, strict=True):
-        top, left, side = square(ierf)
-        edge = min(2 * side, *ierf.shape)
-        y = min(max(top - (edge - side) // 2, 0), ierf.shape[0] - edge)
-        x = min(max(left - (edge - side) // 2, 0), ierf.shape[1] - edge)
-        part = slice(y, y + edge), slice(x, x + edge)
-        crop, place = np.asarray(pictures.image(picture))[part], (left - x, top - y, side)
-        label = pictures.labels[picture]
-        name = None if label is None else pictures.classes[label]
-        found.append(Example(crop, ierf[part].numpy(), place, pictures.paths[picture], name))
-    return found
+    wanted = torch.as_tensor(rows).tolist()
+    if new := [row for row in dict.fromkeys(wanted) if (block, row) not in pfvs.shown]:
+        ids = pfvs.picture_ids(block)[new].tolist()
+        for row, picture, ierf in zip(new, ids, ierfs(pfvs, block, new), strict=True):
+            pfvs.shown[block, row] = _example(pfvs, picture, ierf)
+    return [pfvs.shown[block, row] for row in wanted]
+
+
+def _example(pfvs: PFVDataset, picture: int, ierf: Tensor) -> Example:
+    top, left, side = square(ierf)
+    edge = min(2 * side, *ierf.shape)
+    y = min(max(top - (edge - side) // 2, 0), ierf.shape[0] - edge)
+    x = min(max(left - (edge - side) // 2, 0), ierf.shape[1] - edge)
+    part, pictures = (slice(y, y + edge), slice(x, x + edge)), pfvs.pictures
+    # Copies, since it is kept: a part would keep the whole, of the iERFs the whole batch's.
+    crop, seen = np.asarray(pictures.image(picture))[part].copy(), ierf[part].numpy().copy()
+    label = pictures.labels[picture]
+    name = None if label is None else pictures.classes[label]
+    return Example(crop, seen, (left - x, top - y, side), pictures.paths[picture], name)
 
 
 def square(ierf: Tensor, share: float = SQUARE_SHARE) -> tuple[int, int, int]:
@@ -177,9 +183,8 @@ def square(ierf: Tensor, share: float = SQUARE_SHARE) -> tuple[int, int, int]:
     height, width = mass.shape
     if total <= 0:
         return 0, 0, min(height, width)
-    rows, columns = torch.arange(height), torch.arange(width)
-    y = float((mass.sum(dim=1) * rows).sum() / total)
-    x = float((mass.sum(dim=0) * columns).sum() / total)
+    y = float(mass.sum(dim=1) @ torch.arange(height).double() / total)
+    x = float(mass.sum(dim=0) @ torch.arange(width).double() / total)
     for side in range(8, min(height, width) + 1, 4):
         top = round(min(max(y - side / 2, 0), height - side))
         left = round(min(max(x - side / 2, 0), width - side))
@@ -189,9 +194,8 @@ def square(ierf: Tensor, share: float = SQUARE_SHARE) -> tuple[int, int, int]:
 
 
 def nearest_examples(
-    network: Network, pictures: Pictures, dataset: PFVDataset, concepts: Concepts,
-    chosen: Sequence[int], count: int = 5,
-) -> list[list[Example]]:  # fmt: skip
+    pfvs: PFVDataset, concepts: Concepts, chosen: Sequence[int], count: int = 5
+) -> list[list[Example]]:
     """The PFVs nearest to each of some concepts (Figures 7 to 10), the nearest first.
 
     Parameters
@@ -218,19 +222,105 @@ def nearest_examples(
     >>> concepts = Concepts(torch.eye(2), torch.zeros(2), torch.arange(2), block)
     >>> with TemporaryDirectory() as here:
     ...     save_file(columns, f"{here}/shard-000000.safetensors")
-    ...     dataset = PFVDataset(Path(here), "", (block,), pictures.paths, pictures.labels, {})
-    ...     shots = nearest_examples(network, pictures, dataset, concepts, [1], count=2)
+    ...     pfvs = PFVDataset(Path(here), "", (block,), network, pictures, {})
+    ...     shots = nearest_examples(pfvs, concepts, [1], count=2)
     >>> len(shots), [shot.label for shot in shots[0]]
     (1, ['bull mastiff', 'bull mastiff'])
     """
-    rows = concepts.nearest(dataset.vectors(concepts.block), count)[list(chosen)]
-    found = examples(network, pictures, dataset, concepts.block, rows.flatten())
-    return [found[n * count : (n + 1) * count] for n in range(len(rows))]
+    rows = concepts.nearest(pfvs.vectors(concepts.block), count, chosen)
+    shots = iter(examples(pfvs, concepts.block, rows.flatten()))
+    return [[next(shots) for _ in near] for near in rows]
+
+
+@dataclass(frozen=True)
+class Illustrated:
+    """A concept graph with the pictures that its figures show; see :func:`illustrate`.
+
+    Attributes
+    ----------
+    graph
+        The graph itself, whose concept nodes now know the number of their ``photographs``.
+    examples
+        Examples of each concept node, the nearest first.
+    faces
+        A picture of each class, by its number.
+
+    Examples
+    --------
+    >>> graph = DiGraph(blocks=[], classes=[13])
+    >>> graph.add_node("class/13", kind="class", block="class", name="junco")
+    >>> Illustrated(graph, {}, {13: Image.new("RGB", (224, 224))}).faces[13].size
+    (224, 224)
+    """
+
+    graph: DiGraph
+    examples: Mapping[str, Sequence[Example]]
+    faces: Mapping[int, Image.Image]
+
+
+def illustrate(graph: DiGraph, d: Decomposition, pfvs: PFVDataset, count: int = 1) -> Illustrated:
+    """The PFVs nearest to a graph's concepts, and a picture of each of its classes (Figure 1).
+
+    Parameters
+    ----------
+    graph
+        Of :func:`gig_helpers.concept_graph`. Its concept nodes get ``photographs``: how many the
+        PFVs that made the concept come from; 0 of an extractor whose concepts have none.
+    d
+        What the graph was made of: its pictures, and its concepts.
+    pfvs
+        What the concepts were made of.
+    count
+        Examples per concept.
+
+    Examples
+    --------
+    Two PFVs of one picture, each its own concept, and the graph that the first of them is in.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from types import SimpleNamespace
+    >>> from safetensors.torch import save_file
+    >>> from torchvision.models import resnet18
+    >>> from gig_helpers import load_pictures
+    >>> network = Network(resnet18(num_classes=5), device="cpu")
+    >>> pictures, block = load_pictures("sample").subset([0]), "layer1.0"
+    >>> columns = {f"{block}.picture_ids": torch.tensor([0, 0])}
+    >>> columns[f"{block}.positions"] = torch.tensor([[10, 10], [28, 40]])
+    >>> columns[f"{block}.vectors"] = torch.eye(2)
+    >>> concepts = Concepts(torch.eye(2), torch.zeros(2), torch.arange(2), block)
+    >>> graph = DiGraph(blocks=[block], classes=[3], labels=[3])
+    >>> graph.add_node(f"{block}/0", kind="concept", block=block, concept=0)
+    >>> graph.add_node("class/3", kind="class", block="class", name="class 3")
+    >>> d = SimpleNamespace(network=network, images=pictures[0][None], concepts={block: concepts})
+    >>> with TemporaryDirectory() as here:
+    ...     save_file(columns, f"{here}/shard-000000.safetensors")
+    ...     pfvs = PFVDataset(Path(here), "", (block,), network, pictures, {})
+    ...     shown = illustrate(graph, d, pfvs)
+    >>> shown.graph.nodes[f"{block}/0"]["photographs"], len(shown.examples[f"{block}/0"])
+    (1, 1)
+    >>> np.array_equal(shown.faces[3], pictures.image(0))  # normalised and back
+    True
+    """
+    shots: dict[str, list[Example]] = {}
+    for block in graph.graph["blocks"]:
+        concepts, origin = d.concepts[block], pfvs.photographs[pfvs.picture_ids(block)]
+        chosen = {n: q for n, q in graph.nodes(data="concept") if n.startswith(f"{block}/")}
+        near = nearest_examples(pfvs, concepts, [*chosen.values()], count)
+        shots |= zip(chosen, near, strict=True)
+        for node, q in chosen.items():
+            graph.nodes[node]["photographs"] = len(origin[concepts.members(q).cpu()].unique())
+    first = [graph.graph["labels"].index(c) for c in graph.graph["classes"]]
+    own = d.network.preprocessing
+    mean, std = (torch.tensor(values)[:, None, None] for values in (own.mean, own.std))
+    pixels = (255 * (d.images[first].cpu() * std + mean)).round().clamp(0, 255).byte()
+    faces = dict(zip(graph.graph["classes"], map(to_pil_image, pixels), strict=True))
+    return Illustrated(graph, shots, faces)
 
 
 def likeness(
-    network: Network, dataset: PFVDataset, concepts: Concepts, importance: Tensor,
-    classes: Sequence[int], *, among: Tensor | None = None, first: int = 3, count: int = 10,
+    pfvs: PFVDataset, concepts: Concepts, importance: Tensor, classes: Sequence[int], *,
+    among: Tensor | None = None, first: int = 3, count: int = 10,
 ) -> Tensor:  # fmt: skip
     """How alike a picture's class is to what its most relevant concepts show (Figure 4, bottom).
 
@@ -260,23 +350,23 @@ def likeness(
     Two PFVs, of pictures of two classes at right angles, each its own concept.
 
     >>> from types import SimpleNamespace
-    >>> network = SimpleNamespace(class_vectors=torch.eye(2))
-    >>> dataset = SimpleNamespace(
+    >>> pfvs = SimpleNamespace(
+    ...     network=SimpleNamespace(class_vectors=torch.eye(2)),
     ...     vectors=lambda block: torch.eye(2), picture_ids=lambda block: torch.arange(2),
     ...     predictions=lambda: torch.tensor([0, 1]),
     ... )
     >>> concepts = Concepts(torch.eye(2), torch.zeros(2), torch.arange(2))
     >>> importance = torch.tensor([[2.0, 1.0], [2.0, 1.0]])
-    >>> likeness(network, dataset, concepts, importance, [0, 1], first=1, count=1).tolist()
+    >>> likeness(pfvs, concepts, importance, [0, 1], first=1, count=1).tolist()
     [1.0, 0.0]
     """
-    x, ids = dataset.vectors(concepts.block), dataset.picture_ids(concepts.block)
+    x, ids = pfvs.vectors(concepts.block), pfvs.picture_ids(concepts.block)
     if among is not None:
         x, ids = x[among], ids[among]
     used, place = importance.topk(first, dim=1).indices.unique(return_inverse=True)
-    nearest = replace(concepts, vectors=concepts.vectors[used]).nearest(x, count)
-    rows = F.normalize(network.class_vectors, dim=1).cpu()
-    shown = rows[dataset.predictions()[ids[nearest]]][place.cpu()]
+    nearest = concepts.nearest(x, count, used.to(concepts.vectors.device))
+    rows = F.normalize(pfvs.network.class_vectors, dim=1).cpu()
+    shown = rows[pfvs.predictions()[ids[nearest]]][place.cpu()]
     return (shown * rows[list(classes)][:, None, None]).sum(dim=3).mean(dim=(1, 2))
 
 
@@ -320,12 +410,9 @@ def localize(
     (torch.Size([32, 32]), 2.0)
     """
     own = network.own_size(block, image.shape[2:])
-    if attributions.shape != (math.prod(own),):
-        raise ValueError(
-            f"{block}: expected attributions ({math.prod(own)},), one per position, got "
-            f"{tuple(attributions.shape)}"
-        )
+    if (got := tuple(attributions.shape)) != (places := (math.prod(own),)):
+        raise ValueError(f"{block}: expected attributions {places}, one per position, got {got}")
     best = attributions.abs().topk(min(count, len(attributions))).indices
-    places = torch.stack(torch.unravel_index(best, own), dim=1).cpu()
-    fields = srd.ierf(network, image, block, places[None])[0]
+    positions = torch.stack(torch.unravel_index(best, own), dim=1).cpu()
+    fields = srd.ierf(network, image, block, positions[None])[0]
     return torch.tensordot(attributions[best], fields.to(attributions), dims=1)

@@ -3,7 +3,10 @@
 // The graph is one stop of the Tab key; arrows go from concept to concept.
 // Calling it again, after Plotly has drawn anew, keeps what the reader has chosen.
 function exploreGraph(element) {
-  const { nodes, threshold, columns, hint, legend } = element.layout.meta.graph;
+  const { nodes, threshold, columns, legend } = element.layout.meta.graph;
+  const hint = "Point at a concept, tap it, or reach the graph with the Tab key and go on with the "
+    + "arrows, to see its card here. Click it, or press Enter, to follow it; Escape shows all again.";
+  const kinds = [["supports, strongly", 4.5, ""], ["supports, weakly", 1.5, ""], ["opposes", 2.5, "6 4"]];
   const solid = element.data.flatMap((trace, i) => (trace.meta?.edges ? [i] : []));
   const state = (element.explored ??= { ...build(), threshold, top: ranks(), focus: null });
 
@@ -47,7 +50,8 @@ function exploreGraph(element) {
           min-height: 8.6em; padding: .5em; display: flex; flex-wrap: wrap; gap: .2em 1em;
           box-sizing: border-box; border: 1px solid grey; border-radius: .3em; font-size: .8rem;
           color: var(--pst-color-text-base, black); background: var(--pst-color-background, white) }
-        .gig-graph .gig-card img { height: 6.5em; max-width: 100%; margin: 0; background: white }
+        .gig-graph .gig-card div { display: flex; align-items: start; gap: .4em; max-width: 100% }
+        .gig-graph .gig-card img { width: 6.5em; min-width: 0; margin: 0; background: white }
         .gig-graph .gig-card p { margin: 0; flex: 1 1 14em; white-space: pre-line;
           overflow-wrap: anywhere }
         .gig-graph .gig-stage > button { position: absolute; transform: translate(-50%, -50%);
@@ -57,7 +61,7 @@ function exploreGraph(element) {
     });
     const controls = make("div", frame, { className: "gig-controls" });
     const key = make("div", frame, { className: "gig-legend" });
-    for (const [text, , width, dash] of legend) {
+    for (const [text, width, dash] of kinds) {
       const line = `<line x1="0" y1="50%" x2="100%" y2="50%" stroke-width="${width}"
         stroke-dasharray="${dash}"/>`;
       make("span", key, { innerHTML: `<svg aria-hidden="true">${line}</svg>` }).append(text);
@@ -86,11 +90,10 @@ function exploreGraph(element) {
   }
 
   function show(i) {
-    const { title, lines, card: source } = nodes[i];
+    const { title, lines, card } = nodes[i];
     state.card.replaceChildren();
-    if (source) {
-      make("img", state.card, { src: source, alt: `Nearest feature vectors of ${title}` });
-    }
+    const near = make("div", state.card, {});
+    for (const [src, alt] of card) make("img", near, { src, alt });
     make("p", state.card, { textContent: [title, ...lines].join("\n") });
   }
 
@@ -132,16 +135,16 @@ function exploreGraph(element) {
 
   // All nodes that lines lead to from `start`: forwards (from = 0, to = 1) or backwards.
   function reached(start, edges, from, to) {
-    const found = new Set([start]);
-    for (const node of found) {
-      edges.forEach((edge) => edge[from] === node && found.add(edge[to]));
+    const reach = new Set([start]);
+    for (const node of reach) {
+      edges.forEach((edge) => edge[from] === node && reach.add(edge[to]));
     }
-    return found;
+    return reach;
   }
 
   function update() {
     const there = nodes.map((node) => node.rank < state.top);
-    const strong = (edge) => edge[2] >= state.threshold || !nodes[edge[1]].card;  // to a class
+    const strong = (edge) => edge[2] >= state.threshold || !nodes[edge[1]].card.length;  // to a class
     const shown = (edge) => strong(edge) && there[edge[0]] && there[edge[1]];
     const edges = solid.flatMap((i) => element.data[i].meta.edges).filter(shown);
     const lines = state.focus === null || !there[state.focus]
@@ -164,7 +167,7 @@ function exploreGraph(element) {
       button.setAttribute("aria-pressed", state.focus === i);
     });
     const dark = Number(document.documentElement.dataset.theme === "dark");
-    state.key.forEach((line, n) => line.setAttribute("stroke", legend[n][1][dark]));
+    state.key.forEach((line, n) => line.setAttribute("stroke", legend[n][dark]));
     const colours = solid.flatMap((i) => Array(2).fill(element.data[i].meta.colours[dark]));
     const change = { x: along("x"), y: along("y"), "line.color": colours };
     Plotly.update(element, change, { images }, solid.flatMap((i) => [i, i + 1]));

@@ -44,8 +44,6 @@ def style() -> None:
     plt.rc("axes", prop_cycle=plt.cycler(color=COLOURS), titlesize="medium")
     plt.rc("axes.spines", right=False, top=False)
     plt.rc("figure", dpi=110, facecolor="white")
-    plt.rc("font", size=10)
-    plt.rc("image", cmap="viridis")
     plt.rc("legend", frameon=False)
     plt.rc("savefig", bbox="tight")
 
@@ -113,8 +111,7 @@ def located(
     picture(axes, faded, title, cmap="gray", vmin=0, vmax=255)
     alpha = 0.9 * np.clip(abs(array) / limit, 0, 1)
     extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
-    options: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "extent": extent}
-    return axes.imshow(array, alpha=alpha, **options)
+    return axes.imshow(array, "RdBu_r", alpha=alpha, vmin=-limit, vmax=limit, extent=extent)
 
 
 def portrait(example: Example, size: int = 160) -> Image.Image:
@@ -143,8 +140,20 @@ def portrait(example: Example, size: int = 160) -> Image.Image:
     return drawn
 
 
+def caption(example: Example) -> str:
+    """What stands by a :func:`portrait`: the class, if there is one, and the photograph's name.
+
+    Examples
+    --------
+    >>> crop, ierf = np.zeros((40, 40, 3), np.uint8), np.ones((40, 40))
+    >>> caption(Example(crop, ierf, (5, 5, 20), "a/b.png", "junco")).splitlines()
+    ['junco', 'b']
+    """
+    return f"{example.label or ''}\n{Path(example.picture).stem[-22:]}".strip()
+
+
 def thumbnail(axes: Axes, example: Example, title: str = "") -> None:
-    """A :func:`portrait` without axes; below it the class and the photograph.
+    """A :func:`portrait` without axes; its :func:`caption` below.
 
     Examples
     --------
@@ -160,8 +169,7 @@ def thumbnail(axes: Axes, example: Example, title: str = "") -> None:
     picture(axes, portrait(example))
     axes.set_title(title, fontsize="small")
     below: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": "x-small"}
-    names = f"{example.label or ''}\n{Path(example.picture).stem[-22:]}".strip()
-    axes.text(0.5, -0.03, names, parse_math=False, transform=axes.transAxes, **below)
+    axes.text(0.5, -0.03, caption(example), parse_math=False, transform=axes.transAxes, **below)
 
 
 def cards(rows: Sequence[tuple[str, Sequence[Example]]], columns: int = 5) -> Figure:
@@ -177,13 +185,12 @@ def cards(rows: Sequence[tuple[str, Sequence[Example]]], columns: int = 5) -> Fi
     [('concept 7', 1), ('', 1), ('concept 9', 1), ('', 0)]
     >>> plt.close(figure)
     """
-    figure, grid = plt.subplots(
-        len(rows), columns, figsize=(1.7 * columns, 2.2 * len(rows)), squeeze=False
-    )
-    for axes, (_, found) in zip(grid, rows, strict=True):
-        for place in axes:
-            place.set_axis_off()
-        for place, example in zip(axes, found, strict=False):
+    size = (1.7 * columns, 2.2 * len(rows))
+    figure, grid = plt.subplots(len(rows), columns, figsize=size, squeeze=False)
+    for place in grid.flat:
+        place.set_axis_off()
+    for axes, (_, shots) in zip(grid, rows, strict=True):
+        for place, example in zip(axes, shots, strict=False):
             thumbnail(place, example)
         axes[0].set_title(" ", loc="left", fontsize="small")
     figure.tight_layout(h_pad=0.4)
@@ -232,8 +239,8 @@ def curve_grid(
     >>> from gig_helpers.curves import Curve
     >>> line = torch.tensor([0.0, 0.5, 1.0])
     >>> falls, rises = (Curve(line[None], y[None], torch.zeros(1)) for y in (1 - line, line))
-    >>> found = Curves(falls, rises)
-    >>> figure = curve_grid({"layer3.0": {"GIG": found}, "layer4.2": {"GIG": found}}, "logit")
+    >>> both = Curves(falls, rises)
+    >>> figure = curve_grid({"layer3.0": {"GIG": both}, "layer4.2": {"GIG": both}}, "logit")
     >>> [axes.get_title() or axes.get_xlabel() for axes in figure.axes]
     ['layer3.0', 'layer4.2', 'share of concepts', 'share of concepts']
     >>> plt.close(figure)
@@ -243,18 +250,17 @@ def curve_grid(
         2, len(panels), figsize=(max(4.2, 2.15 * len(panels)), 4.8), sharex=True, sharey="row",
         squeeze=False, layout="constrained",
     )  # fmt: skip
-    for column, (title, found) in zip(grid.T, panels.items(), strict=True):
-        for label, here in found.items():
+    for column, (title, panel) in zip(grid.T, panels.items(), strict=True):
+        for label, both in panel.items():
             colour = COLOURS[labels.index(label)]
-            for axes, each in zip(column, (here.deletion, here.insertion), strict=True):
+            for axes, each in zip(column, (both.deletion, both.insertion), strict=True):
                 thin = {"color": colour, "alpha": 0.35, "lw": 0.6, "marker": ".", "ms": 2}
                 axes.plot(each.x.T, each.y.T, **thin)
                 mean = each.mean(0)
                 axes.plot(mean.x, mean.y, label=label, color=colour)
         column[0].set_title(title)
-        column[1].set_xlabel(xlabel)
         column[1].set_xscale("symlog", linthresh=0.01)
-        column[1].set_xlim(0, 1)
+        column[1].set(xlabel=xlabel, xlim=(0, 1))
         column[1].set_xticks([0, 0.01, 0.1, 1], ["0", ".01", ".1", "1"], minor=False)
     grid[0, 0].set_ylabel(f"deletion: {ylabel}")
     grid[1, 0].set_ylabel(f"insertion: {ylabel}")
@@ -279,12 +285,12 @@ def intervals(
     [0.5, 2.0]
     >>> plt.close(figure)
     """
-    labels = list(dict.fromkeys(label for found in groups.values() for label in found))
+    labels = list(dict.fromkeys(label for group in groups.values() for label in group))
     for n, label in enumerate(labels):
-        found = {x: group[label] for x, group in enumerate(groups.values()) if label in group}
-        low, mean, high = np.array([(v.low, v.mean, v.high) for v in found.values()]).T
+        means = {x: group[label] for x, group in enumerate(groups.values()) if label in group}
+        low, mean, high = np.array([(v.low, v.mean, v.high) for v in means.values()]).T
         reach = np.array([mean - low, high - mean]).clip(min=0)
-        x = np.array([*found]) + 0.7 * ((n + 0.5) / len(labels) - 0.5)
+        x = np.array([*means]) + 0.7 * ((n + 0.5) / len(labels) - 0.5)
         axes.errorbar(x, mean, reach, fmt="o", color=COLOURS[n], label=label, capsize=2, ms=4)
     if zero:
         axes.axhline(0, color="0.6", lw=0.8, zorder=0)
@@ -294,9 +300,8 @@ def intervals(
 
 
 _TURN = (
-    "const all = this.closest('figure').querySelectorAll('img'); "
+    "const all = this.closest('figure').querySelectorAll('img'), name = all[this.value].alt; "
     "all.forEach((page, n) => { page.hidden = n != this.value; }); "
-    "const name = all[this.value].alt; "
     "this.nextElementSibling.value = name; this.setAttribute('aria-valuetext', name);"
 )
 

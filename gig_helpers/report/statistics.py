@@ -64,11 +64,11 @@ def interval(values: Tensor, confidence: float = 0.95, seed: int = 0) -> Interva
     sample = values.detach().cpu().double().numpy()
     if sample.ndim != 1 or len(sample) < 2 or not np.isfinite(sample).all():
         raise ValueError(f"expected two or more finite values (N,), got {sample.shape}")
-    found = stats.bootstrap(
+    resampled = stats.bootstrap(
         (sample,), np.mean, confidence_level=confidence, method="percentile", batch=500,
         rng=np.random.default_rng(seed),
     )  # fmt: skip
-    return Interval(float(sample.mean()), *map(float, found.confidence_interval))
+    return Interval(float(sample.mean()), *map(float, resampled.confidence_interval))
 
 
 def compare(a: Tensor, b: Tensor, confidence: float = 0.95, seed: int = 0) -> Comparison:
@@ -88,10 +88,10 @@ def compare(a: Tensor, b: Tensor, confidence: float = 0.95, seed: int = 0) -> Co
     """
     if a.shape != b.shape:
         raise ValueError(f"not the same pictures: {tuple(a.shape)} and {tuple(b.shape)}")
-    found = interval(a - b, confidence, seed)
+    apart = interval(a - b, confidence, seed)
     difference = (a - b).detach().cpu().double().numpy()
     p = stats.wilcoxon(difference).pvalue if difference.any() else 1.0
-    return Comparison(found.mean, found.low, found.high, float(p))
+    return Comparison(apart.mean, apart.low, apart.high, float(p))
 
 
 def in_words(tests: Mapping[str, Comparison], better: str = "better", worse: str = "worse") -> str:
@@ -111,7 +111,7 @@ def in_words(tests: Mapping[str, Comparison], better: str = "better", worse: str
         for verdict, word in words.items()
     }
     said = {
-        word: f"all {len(found)}" if len(found) == len(tests) > 1 else ", ".join(found)
-        for word, found in places.items()
+        word: f"all {len(names)}" if len(names) == len(tests) > 1 else ", ".join(names)
+        for word, names in places.items()
     }
     return "; ".join(f"{word} at {where}" for word, where in said.items() if where)

@@ -29,18 +29,16 @@ PER_PICTURE = 100
 def real_pfvs(block: str, count: int) -> tuple[Tensor, Tensor]:
     """PFVs (count, C) at random positions of pictures, in the pictures' order, and μ_BN."""
     network = load_network()
-    source = load_pictures(os.environ.get("GIG_IMAGES", "sample"))
+    pictures = load_pictures(os.environ.get("GIG_IMAGES", "sample"), network)
     generator = torch.Generator().manual_seed(0)
-    found: list[Tensor] = []
+    wanted = min(-(-count // PER_PICTURE), len(pictures))
+    drawn: list[Tensor] = []
     with torch.inference_mode():
-        for start in range(0, -(-count // PER_PICTURE), 10):
-            stop = min(start + 10, len(source))
-            images = torch.stack([source[i] for i in range(start, stop)])
-            x = network.preactivations(images, [block])[block].flatten(2).transpose(1, 2)
-            found += [row[torch.randperm(len(row), generator=generator)[:PER_PICTURE]] for row in x]
-            if stop == len(source):
-                break
-    return torch.cat(found)[:count].clone(), network.bn_shift(block)
+        for ids in torch.arange(wanted).split(10):
+            maps = network.preactivations(pictures[ids].to(network.device), [block])
+            x = network.positions(maps[block], block)
+            drawn += [row[torch.randperm(len(row), generator=generator)[:PER_PICTURE]] for row in x]
+    return torch.cat(drawn)[:count].clone(), network.bn_shift(block)
 
 
 def tightness(x: Tensor, labels: np.ndarray) -> float:

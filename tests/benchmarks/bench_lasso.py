@@ -53,9 +53,9 @@ def compare(block: str) -> None:
         "lasso_lars": lambda: peer(y.double(), vectors.double(), lam, "lasso_lars"),
         "lasso_cd": lambda: peer(y, vectors, lam, "lasso_cd"),
     }
-    found = {name: timed(solve) for name, solve in solvers.items()}
-    best = objective(y.double(), vectors.double(), found["lasso_lars"][0], lam)
-    for name, (codes, seconds) in found.items():
+    solved = {name: timed(solve) for name, solve in solvers.items()}
+    best = objective(y.double(), vectors.double(), solved["lasso_lars"][0], lam)
+    for name, (codes, seconds) in solved.items():
         exact = (y.double(), vectors.double(), codes.double(), lam)
         above = ((objective(*exact) - best) / best).max()
         print(
@@ -67,10 +67,11 @@ def compare(block: str) -> None:
 
 def picture(block: str) -> None:
     """Concepts are other pictures' PFVs, as few of them as there are of k = 8C at layer 4."""
-    network, source = load_network(), load_pictures(os.environ.get("GIG_IMAGES", "sample"))
-    images = torch.stack([source[i] for i in range(8)])
+    network = load_network()
+    pictures = load_pictures(os.environ.get("GIG_IMAGES", "sample"), network)
+    images = pictures[[*range(8)]]
     everything, beta = real_pfvs(block, 10_000)
-    x = network.preactivations(images[:1], [block])[block].flatten(2).mT[0]
+    x = network.positions(network.preactivations(images[:1], [block])[block], block)[0]
     chosen = everything[min(100, len(x)) :][: 8 * x.shape[1]]  # without the first picture
     vectors = F.normalize(chosen - beta, dim=1)
     some = x[:: max(1, len(x) // 200)]

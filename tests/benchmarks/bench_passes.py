@@ -20,18 +20,17 @@ from torch.fx.experimental.optimization import fuse
 from bookbuild.forward_pass import BATCH, measure
 from gig_helpers import (
     Network,
+    attribute,
     concept_graph,
-    load_concepts,
+    decompose,
+    deletion_insertion,
+    fit_concepts,
     load_network,
     load_pictures,
-    picture_codes,
     sample,
 )
 from gig_helpers.concepts import wanted_nonzeros
-from gig_helpers.curves import class_curves
 from gig_helpers.data import profiles
-from gig_helpers.gig import gig
-from gig_helpers.importance import class_importance
 from gig_helpers.lasso import lambda_for, lasso_codes
 from gig_helpers.srd import contributions
 
@@ -48,7 +47,7 @@ def lasso(network: Network, image: Tensor, block: str) -> Case:
     vectors = (others - beta)[torch.arange(k) % len(others)]
     vectors[len(others) :] += noise[len(others) :]
     vectors = torch.nn.functional.normalize(vectors, dim=1)
-    x = network.preactivations(image[None], [block])[block][0].flatten(1).T
+    x = network.positions(network.preactivations(image[None], [block])[block], block)[0]
     lam = lambda_for(x[:: len(x) // 16], vectors, wanted_nonzeros(block, k), beta=beta, rtol=0.2)
     return lambda: lasso_codes(x, vectors, lam, beta=beta)
 
@@ -56,12 +55,10 @@ def lasso(network: Network, image: Tensor, block: str) -> Case:
 def steps(network: Network, images: Tensor) -> dict[str, tuple[Case, int, str]]:
     """The steps by name: what runs, for how many pictures, and the target."""
     profile = profiles.get("quick")
-    found = load_concepts(network, sample(network, load_pictures("sample"), profile), profile)
-    image = images[:1]
-    label = network.logits(image).argmax(dim=1)
-    codes = picture_codes(network, image, found)
-    source, target = found["layer3.5"], found["layer4.2"]
-    gamma = class_importance("gig", network, codes[target.block], target, label)[:, 0]
+    pfvs = sample(network, load_pictures("sample", network), profile)
+    d = decompose(network, images[:1], fit_concepts(pfvs, profile))
+    label = int(d.logits().argmax())
+    gamma = attribute(d, "layer4.2", label)
     return {
         "Lasso, layer1.2, k = 2048": (lasso(network, images[0], "layer1.2"), 1, "25"),
         "Lasso, layer4.2, k = 16384": (lasso(network, images[0], "layer4.2"), 1, "10"),
@@ -69,18 +66,13 @@ def steps(network: Network, images: Tensor) -> dict[str, tuple[Case, int, str]]:
             lambda: contributions(network, images, ("pixels", *network.blocks)), len(images), "",
         ),
         "GIG, layer3.5 → layer4.2, 5 targets": (
-            lambda: gig(
-                network, codes[source.block][0], source.vectors, source.block, target.block,
-                target.vectors[:5],
-            ),
-            1,
-            "",
+            lambda: attribute(d, "layer3.5", ("layer4.2", range(5))), 1, "",
         ),
         "graph of one picture, six blocks": (
-            lambda: concept_graph(network, codes, found, label.tolist()), 1, "80",
+            lambda: concept_graph(d), 1, "80",
         ),
         "class curves, layer4.2": (
-            lambda: class_curves(network, codes[target.block], target, gamma, label), 1, "",
+            lambda: deletion_insertion(d, "layer4.2", label, gamma), 1, "",
         ),
     }  # fmt: skip
 
@@ -120,8 +112,9 @@ def seconds(call: Case) -> float:
 
 
 def main() -> None:
-    network, pictures = load_network(), load_pictures("sample")
-    images = torch.stack([pictures[5 * index] for index in range(BATCH)]).to(network.device)
+    network = load_network()
+    pictures = load_pictures("sample", network)
+    images = pictures[[5 * index for index in range(BATCH)]].to(network.device)
     print(f"{network}\nbatch of {BATCH}, {torch.get_num_threads()} threads, median of {ROUNDS}")
     print(f"{'':38}{'forward passes':>15}{'target':>9}{'ms':>9}")
     for name, (run, count, target) in steps(network, images).items():

@@ -60,8 +60,8 @@ def seconds(call: Callable[[], object]) -> float:
 
 def main() -> None:
     network = load_network()
-    pictures = load_pictures("sample")
-    images = torch.stack([pictures[5 * index] for index in range(BATCH)]).to(network.device)
+    pictures = load_pictures("sample", network)
+    images = pictures[[5 * index for index in range(BATCH)]].to(network.device)
     generator = torch.Generator().manual_seed(0)
 
     calls: dict[str, tuple[Callable[[], object], int, str]] = {

@@ -1,0 +1,154 @@
+"""report/questions.py: tables against sums by hand, and what there is no answer to."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import sparse_codes, tiny_network
+from scipy import stats
+
+from gig_helpers import Concepts, Decomposition, attribute, class_concepts, contrast, matches
+from gig_helpers.codes import decompose
+
+NAMES = ("wren", "owl", "junco", "finch")
+
+pytestmark = pytest.mark.usefixtures("artifacts_folder")
+
+
+@pytest.fixture(scope="module")
+def network():
+    return tiny_network(classes=NAMES)
+
+
+class Views:
+    """Six views of five photographs: of the first there are two, the last cannot be read."""
+
+    name = "views"
+    labels = (1, 1, 0, None, None, 1)
+
+    def __getitem__(self, rows):
+        images = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        return images[rows]
+
+
+@pytest.fixture
+def pfvs(network):
+    return SimpleNamespace(
+        network=network, pictures=Views(), photographs=torch.tensor([0, 0, 1, 2, 3, 4]),
+        predictions=lambda: torch.tensor([1, 0, 1, 1, 0, -1]),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def concepts(network):
+    """Five concepts of either block; the last of each is never used."""
+    made = {}
+    for block in network.blocks:
+        vectors = torch.randn(5, network.channels(block))
+        vectors[4] *= 1e-3
+        made[block] = Concepts(vectors, network.bn_shift(block), torch.arange(5), block, lam=0.2)
+    return made
+
+
+def test_what_a_class_rests_on(pfvs, concepts, network):
+    """One view of the labelled photograph, and the unlabelled one that the network says it of."""
+    table = class_concepts(pfvs, concepts, "owl", tolerance=0.01)
+    assert list(table) == ["relevance", "low", "high", "in_use"]
+    assert table["relevance"].is_monotonic_decreasing
+    d = decompose(network, pfvs.pictures[[0, 3]], concepts)
+    seen = 0
+    for block in network.blocks:
+        values = attribute(d, block, 1, tolerance=0.01)[:, 0].double().numpy()
+        used = d.codes[block].any(dim=1).double().numpy()
+        for q in range(5):
+            if not used[:, q].any():
+                assert (block, q) not in table.index
+                continue
+            row, own = table.loc[block, q], values[:, q]
+            seen += 1
+            assert row["relevance"] == pytest.approx(own.mean())
+            low, high = stats.t.interval(0.95, 1, own.mean(), own.std(ddof=1) / np.sqrt(2))
+            assert (row["low"], row["high"]) == (pytest.approx(low), pytest.approx(high))
+            assert row["in_use"] == used[:, q].mean()
+    assert len(table) == seen < 10
+    assert class_concepts(pfvs, concepts, 1, tolerance=0.01).equals(table), "by its number"
+
+
+def test_a_single_photograph_has_no_interval(pfvs, concepts):
+    table = class_concepts(pfvs, concepts, "owl", most=1)
+    assert table[["low", "high"]].isna().all(axis=None) and not table["relevance"].isna().any()
+    alone = class_concepts(pfvs, concepts, "wren", most=1)
+    assert not alone["relevance"].equals(table["relevance"])
+
+
+def test_classes_that_there_are_not_are_named(pfvs, concepts):
+    with pytest.raises(ValueError, match="no class 'owls'; it has owl, …"):
+        class_concepts(pfvs, concepts, "owls")
+    for number in (4, -1):
+        with pytest.raises(ValueError, match=f"class {number} leaves 0 … 3"):
+            class_concepts(pfvs, concepts, number)
+    with pytest.raises(ValueError, match="no photograph of 'junco' in views"):
+        class_concepts(pfvs, concepts, "junco")
+
+
+def written(network, codes, scale=1.0):
+    """Pictures with these codes (N, HW, k) at the last block, of vectors of one length."""
+    block = network.blocks[-1]
+    vectors = scale * torch.eye(network.channels(block))[: codes.shape[2]]
+    concepts = Concepts(vectors, network.bn_shift(block), torch.arange(len(vectors)), block)
+    images = torch.zeros(len(codes), 3, 16, 16)
+    return Decomposition(network, images, {block: concepts}, {block: codes})
+
+
+def test_pulls_sum_to_the_change_of_the_difference(network):
+    codes = sparse_codes(2, 16, 6, share=0.7)
+    codes[:, :, 2] = 0
+    d = written(network, codes)
+    block = d.blocks[0]
+    table = contrast(d, block, "owl", 0, tolerance=1e-4)
+    assert list(table) == ["owl", "wren", "pull"] and table.index.name == "concept"
+    assert sorted(table.index) == [0, 1, 3, 4, 5] and table["pull"].is_monotonic_decreasing
+    x = d.reconstruction(block)
+    with torch.no_grad():
+        ends = (network.segment(block)(part) for part in (x, d.concepts[block].beta.expand_as(x)))
+        whole, none = (logits[:, 1] - logits[:, 0] for logits in ends)
+    assert table["pull"].sum() == pytest.approx(float((whole - none).mean()), rel=1e-3)
+    relevance = attribute(d, block, [1, 0], tolerance=1e-4).mean(dim=0)
+    for q, row in table.iterrows():
+        assert row["owl"] == pytest.approx(float(relevance[0, q]))
+        assert row["pull"] == pytest.approx(row["owl"] - row["wren"])
+    with pytest.raises(ValueError, match="no class 'jungco'; it has junco, …"):
+        contrast(d, block, "owl", "jungco")
+
+
+def presences(rows):
+    """Codes (N, 2, k) whose sums over two positions are these, of either sign."""
+    mass = torch.tensor(rows, dtype=torch.float32)
+    return torch.stack([0.25 * mass, -0.75 * mass], dim=1)
+
+
+def test_matches_by_hand(network):
+    # Concept 2 is the same everywhere, and concept 0 falls where the other's 1 rises.
+    d = written(network, presences([[4.0, 1, 1], [2, 2, 1], [0, 6, 1]]), scale=3.0)
+    other = written(network, presences([[0.0, 1, 2], [0, 3, 4], [0, 5, 12]]))
+    table = matches(d, d.blocks[0], other, other.blocks[0])
+    assert table.index.tolist() == [1, 0] and table.index.name == "concept"
+    assert table["match"].tolist() == [2, 2]
+    for q, mine in ((0, [4, 2, 0]), (1, [1, 2, 6])):
+        expected = stats.pearsonr(mine, [2, 4, 12]).statistic
+        assert table["correlation"][q] == pytest.approx(expected, abs=1e-6)
+    back = matches(other, other.blocks[0], d, d.blocks[0])
+    assert back["match"].to_dict() == {1: 1, 2: 1}
+
+
+def test_pictures_without_a_match_are_named(network):
+    d = written(network, presences([[4.0, 1], [2, 2], [0, 6]]))
+    block = d.blocks[0]
+    for first, second in ((d, d[:2]), (d[:2], d[:2])):
+        with pytest.raises(ValueError, match="give the same ones to both, three or more"):
+            matches(first, block, second, block)
+    alike = written(network, presences([[4.0, 1]] * 3))
+    with pytest.raises(ValueError, match="no concept of .* is in one picture more than in another"):
+        matches(d, block, alike, block)
+    assert matches(alike, block, d, block).empty
