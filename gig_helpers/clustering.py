@@ -23,7 +23,8 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
     """Bisecting spherical k-means: split the largest cluster in two until there are enough.
 
     A point belongs to the centroid with the larger cosine; a centroid is the normalised sum of
-    its points (appendix B). "Largest" is the number of points, ties go to the lowest label.
+    its points (appendix B). "Largest" is the number of points, ties go to the lowest label;
+    points of one direction are parted only when no others are left.
 
     A split depends on nothing but its cluster's points and a seed that the cluster inherits from
     its parent. So the largest clusters are split many at a time, and the result is that of

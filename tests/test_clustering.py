@@ -336,3 +336,15 @@ def test_without_a_copy_the_rows_become_unit_vectors():
     np.testing.assert_array_equal(model.set_params(copy_x=False).fit(given).labels_, labels)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     np.testing.assert_allclose(given, unit, rtol=1e-6)  # one rounding of a division, one of a norm
+
+
+def test_a_pile_of_copies_is_split_last():
+    # A digit's background: one direction in two rows of three.
+    distinct = correlated(40, 8)
+    x = np.concatenate([distinct, np.repeat(correlated(1, 8, seed=9), 80, axis=0)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        labels = BisectingSphericalKMeans(41, random_state=0).fit(x).labels_
+    assert len(set(labels[40:])) == 1 and len(set(labels[:40])) == 40
+    with pytest.warns(ConvergenceWarning, match="^41 distinct .* n_clusters=50"):
+        BisectingSphericalKMeans(50, random_state=0).fit(x)
