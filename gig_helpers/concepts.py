@@ -128,6 +128,11 @@ class Concepts:
             return torch.arange(len(self.vectors), device=self.vectors.device)
         return clustering.cut(self.parents, self.level)
 
+    @cached_property
+    def assigned(self) -> Tensor:
+        """(N,), the concept of each PFV that they come from."""
+        return self.family[self.labels]
+
     def atoms(self, concepts: int | Sequence[int] | Tensor) -> Tensor:
         """Numbers of the atoms of a concept, or of several."""
         wanted = torch.as_tensor(concepts, device=self.family.device).reshape(-1)
@@ -219,7 +224,7 @@ class Concepts:
         """
         if not 0 <= concept < len(self):
             raise IndexError(f"no concept {concept}: there are {len(self)}, counted from 0")
-        return torch.nonzero(self.family[self.labels] == concept)[:, 0]
+        return torch.nonzero(self.assigned == concept)[:, 0]
 
     def nearest(self, x: Tensor, n: int, chosen: Sequence[int] | Tensor | None = None) -> Tensor:
         """Indices (K, n), on the CPU, of the PFVs nearest to each concept by cosine, best first.
@@ -264,7 +269,7 @@ class Concepts:
                 f"expected one class for each of {len(self.labels)} PFVs, "
                 f"got shape {tuple(classes.shape)}"
             )
-        table = pd.crosstab(self.family[self.labels].cpu().numpy(), classes.cpu().numpy())
+        table = pd.crosstab(self.assigned.cpu().numpy(), classes.cpu().numpy())
         counts = table.reindex(range(len(self)))  # a row of NaN for a concept without PFVs
         return torch.from_numpy(stats.entropy(counts, axis=1, base=2)).float()
 
@@ -536,7 +541,7 @@ def fit_concepts(
     >>> from torchvision.models import resnet18
     >>> from gig_helpers import Network, load_pictures, sample
     >>> network = Network(resnet18(num_classes=5), device="cpu")
-    >>> profile = Profile(blocks=("layer4.1",), pfvs_per_concept=4)
+    >>> profile = Profile(blocks=("layer4.1",), pfvs_per_concept=4, families=None)
     >>> with TemporaryDirectory() as here, patch.dict(os.environ, GIG_ARTIFACTS=here):
     ...     pfvs = sample(network, load_pictures("sample").subset([0]), profile)
     ...     concepts = fit_concepts(pfvs, profile)["layer4.1"]
@@ -564,21 +569,21 @@ def fit_concepts(
             made = fit(x, beta, count, seed, block=block)
             save(tune(made, x, nonzeros, seed) if made.needs_lam else made, path)
         concepts[block] = load(path).to(network.device)
-        if profile.families is not None and concepts[block].parents is not None:
-            level = profile.families
-            if level == "supported":
-                level = _supported(pfvs, concepts[block], held_out)
-            concepts[block] = concepts[block].at(min(int(level), count))
+        level = profile.families if concepts[block].parents is not None else None
+        if level == "supported":
+            level = _supported(pfvs, concepts[block], held_out)
+        concepts[block] = concepts[block].at(level and min(level, count))
     return concepts
 
 
-def _supported(pfvs: PFVDataset, concepts: Concepts, held_out: bool) -> int:
+def _supported(pfvs: PFVDataset, concepts: Concepts, held_out: bool) -> int | None:
     table = support_of(pfvs, concepts, held_out=held_out)
-    if (level := families.supported(table)) is None:
+    level = families.supported(table)
+    if level is None and len(table):
         level = int(table.index.min())
         warnings.warn(
             f"{concepts.block}: {pfvs.pictures} support no number of families, so the smallest "
-            f"tried, {level}, is taken; more photographs of each class would support more",
+            f"tried, {level}, is taken: give more photographs",
             stacklevel=3,
         )
     return level
@@ -604,7 +609,7 @@ def support_of(
     >>> from torchvision.models import resnet18
     >>> from gig_helpers import Network, load_pictures, sample
     >>> network = Network(resnet18(num_classes=5), device="cpu")
-    >>> profile = Profile(blocks=("layer4.1",), pfvs_per_concept=2)
+    >>> profile = Profile(blocks=("layer4.1",), pfvs_per_concept=2, families=None)
     >>> with TemporaryDirectory() as here, patch.dict(os.environ, GIG_ARTIFACTS=here):
     ...     pfvs = sample(network, load_pictures("sample").subset([0, 5, 10]), profile)
     ...     table = support_of(pfvs, fit_concepts(pfvs, profile)["layer4.1"])

@@ -175,13 +175,11 @@ def support(
             reach = float(splits.std() / len(splits) ** 0.5 * stats.t.ppf(0.975, len(splits) - 1))
         median, alone = float(of_each.median()), float((of_each == 1).double().mean())
         enough = median >= PHOTOGRAPHS[small] and alone <= ALONE
-        rows.append({
-            "level": level, "excess": mean, "low": mean - reach, "high": mean + reach,
-            "pfvs": float(torch.bincount(family, minlength=level).double().median()),
-            "photographs": median, "alone": alone,
-            "supported": enough and (small or mean - reach > EXCESS),
-        })  # fmt: skip
-    return pd.DataFrame(rows).set_index("level")
+        pfvs = float(torch.bincount(family, minlength=level).double().median())
+        holds = enough and (small or mean - reach > EXCESS)
+        rows.append([level, mean, mean - reach, mean + reach, pfvs, median, alone, holds])
+    columns = ["level", "excess", "low", "high", "pfvs", "photographs", "alone", "supported"]
+    return pd.DataFrame(rows, columns=columns).set_index("level")
 
 
 def supported(table: pd.DataFrame) -> int | None:
@@ -192,5 +190,5 @@ def supported(table: pd.DataFrame) -> int | None:
     >>> supported(pd.DataFrame({"supported": [True, True, False]}, index=[4, 8, 16]))
     8
     """
-    levels = table.index[table["supported"]]
+    levels = table.index[table["supported"].astype(bool)]
     return int(levels.max()) if len(levels) else None

@@ -226,7 +226,7 @@ def test_a_class_that_is_not_there_says_what_to_do(tmp_path):
 # --------------------------------------------------------------------------------- of a data set
 
 BLOCKS = ("layer1.0", "layer3.0")
-PROFILE = Profile(blocks=BLOCKS, per_image=6, pfvs_per_concept=4, batch_size=4)
+PROFILE = Profile(blocks=BLOCKS, per_image=6, pfvs_per_concept=4, batch_size=4, families=None)
 
 
 @pytest.fixture(scope="module")

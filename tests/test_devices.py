@@ -275,13 +275,13 @@ def test_a_transformer_runs_on_a_gpu_as_on_the_cpu():
     torch.manual_seed(0)
     model = randomised(Reordered(16, 4, 2, 2, 8, 16, num_classes=3))
     model.register_buffer("order", torch.tensor([2, 1, 0]))
-    images, found = torch.randn(2, 3, 16, 16), []
+    images, of_device = torch.randn(2, 3, 16, 16), []
     for on in (nullcontext(), pretend_gpu()):
         with on:
             network = Network(deepcopy(model), input_size=(16, 16))
             relevance = srd.contributions(network, images, network.blocks)
-            found.append([part.cpu() for part in (network.logits(images), *relevance.values())])
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+            of_device.append([part.cpu() for part in (network.logits(images), *relevance.values())])
+    torch.testing.assert_close(*of_device, rtol=1e-4, atol=1e-5)
 
 
 def test_the_pretended_gpu_refuses_what_cuda_refuses():

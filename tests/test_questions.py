@@ -1,5 +1,6 @@
 """report/questions.py: tables against sums by hand, and what there is no answer to."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -140,6 +141,19 @@ def test_matches_by_hand(network):
         assert table["correlation"][q] == pytest.approx(expected, abs=1e-6)
     back = matches(other, other.blocks[0], d, d.blocks[0])
     assert back["match"].to_dict() == {1: 1, 2: 1}
+
+
+def test_a_family_is_where_its_atoms_are_by_their_lengths(network):
+    d = written(network, presences([[1.0, 1, 0], [0, 1, 1], [2, 4, 1]]))
+    block = d.blocks[0]
+    here = d.concepts[block]
+    vectors = here.vectors * torch.tensor([[1.0], [1], [10]])
+    families = replace(here, vectors=vectors, parents=torch.tensor([0, 0, 0]), level=2)
+    of_families = replace(d, concepts={block: families})
+    table = matches(of_families, block, d, block)
+    assert table["match"].to_dict() == {0: 2, 1: 1}, "atoms 0 and 2; atom 1"
+    expected = stats.pearsonr([1, 10, 12], [0, 1, 1]).statistic
+    assert table["correlation"][0] == pytest.approx(expected, abs=1e-6)
 
 
 def test_pictures_without_a_match_are_named(network):

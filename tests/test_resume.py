@@ -18,6 +18,7 @@ PROFILE = Profile(
     pfvs_per_concept=4,
     gap=0.5,
     bracket=0.5,
+    families=None,
 )
 STAGES = {"pfv", "concepts", "codes", "study"}
 
