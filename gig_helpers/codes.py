@@ -51,8 +51,8 @@ class Decomposition:
     (2, ('layer4.1',), 1, torch.Size([2, 5]))
     >>> d.reconstruction(block).shape, d.residual(block).shape
     (torch.Size([2, 4, 512]), torch.Size([2, 4, 512]))
-    >>> d.without({block: [0, 2]}).codes[block][0, 0]
-    tensor([0., 1., 0.])
+    >>> d.without({block: [0, 2]}).codes[block][0, 0], d.at(block).blocks
+    (tensor([0., 1., 0.]), ('layer4.1',))
     """
 
     network: Network

@@ -134,7 +134,7 @@ class Concepts:
         return self.family[self.labels]
 
     def atoms(self, concepts: int | Sequence[int] | Tensor) -> Tensor:
-        """Numbers of the atoms of a concept, or of several."""
+        """Numbers (m,) of the atoms of a concept, or of several."""
         wanted = torch.as_tensor(concepts, device=self.family.device).reshape(-1)
         return torch.isin(self.family, wanted).nonzero()[:, 0]
 
@@ -244,8 +244,8 @@ class Concepts:
         if not 1 <= n <= len(x):
             raise ValueError(f"n must lie between 1 and the {len(x)} PFVs given, got {n}")
         unit = F.normalize(x.to(self.beta) - self.beta, dim=1)
-        asked = self.directions if chosen is None else self.directions[torch.as_tensor(chosen)]
-        parts = F.normalize(asked, dim=1).split(rows_of(len(x)))
+        of = slice(None) if chosen is None else torch.as_tensor(chosen, dtype=torch.long)
+        parts = F.normalize(self.directions[of], dim=1).split(rows_of(len(x)))
         return torch.cat([(part @ unit.T).topk(n).indices for part in parts]).cpu()
 
     def class_entropy(self, classes: Tensor) -> Tensor:
@@ -304,12 +304,21 @@ def save(concepts: Concepts, path: Path) -> None:
 
 
 def load(path: Path) -> Concepts:
-    """Read what :func:`save` wrote, as the class that it was.
+    """Read what :func:`save` wrote, as the class that it was; not in the paper.
 
     Raises
     ------
     LookupError
         If no such class has been defined, or imported, in this process.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as here:
+    ...     path = Path(here) / "it.safetensors"
+    ...     save(Concepts(torch.eye(2), torch.zeros(2), torch.arange(2)), path)
+    ...     len(load(path))
+    2
     """
     with safe_open(path, framework="pt") as file:
         plain: dict[str, Any] = json.loads(file.metadata()["about"])
@@ -341,7 +350,7 @@ EXTRACTORS: dict[str, Extractor] = {}
 
 
 def extractor(name: str, title: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a way to make concepts; ``title`` is what tables call it, by default its name.
+    """Register a way to make concepts (section 4); ``title`` is what tables call it.
 
     Examples
     --------
@@ -592,7 +601,9 @@ def _supported(pfvs: PFVDataset, concepts: Concepts, held_out: bool) -> int | No
 def support_of(
     pfvs: PFVDataset, concepts: Concepts, *, held_out: bool = False
 ) -> pd.DataFrame:  # fmt: skip
-    """What speaks for each number of families of a block; see :func:`gig_helpers.families.support`.
+    """What speaks for each number of families of a block; not in the paper.
+
+    The table of :func:`gig_helpers.families.support`, indexed by level.
 
     Parameters
     ----------

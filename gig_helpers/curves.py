@@ -84,8 +84,8 @@ class Curves:
     >>> both.auc(), both.gain()
     ((tensor(0.5000), tensor(0.5000)), tensor(0.))
     >>> pictures = Curves(*(stacked([curve, curve]) for curve in (falls, rises)))
-    >>> pictures.mean(0).deletion.y.tolist()
-    [1.0, 0.0]
+    >>> pictures.mean(0).deletion.y.tolist(), pictures.unflatten((2, 1)).gain().shape
+    ([1.0, 0.0], torch.Size([2, 1]))
     """
 
     deletion: Curve

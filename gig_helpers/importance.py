@@ -138,7 +138,7 @@ METHODS: dict[str, Method] = {}
 def method(
     name: str, *, cost: str, per_concept: bool = False
 ) -> Callable[[Callable[[Question], Tensor]], Callable[[Question], Tensor]]:
-    """Register a way to say how much concepts matter: a function of a :class:`Question`.
+    """Register a way to say how much concepts matter (section 4.2): a function of a Question.
 
     It returns (N, T, k), of atoms, which are summed where the concepts are families, or of these.
 

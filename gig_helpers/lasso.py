@@ -175,6 +175,15 @@ def lambda_for(
             before, lam = (lam, count), lam * min(0.95, max(0.5, (count / nonzeros) ** power))
         else:
             before, lam = (lam, count), lam * 2 if count > nonzeros else lam / 2
+    # Among alike PFVs the count jumps, and may even rise with λ: look everywhere, be less exact.
+    off = abs(count - nonzeros)
+    for trial in torch.logspace(0, -4, 100).tolist():
+        codes = _codes(y, vectors, codes, trial * float(largest.max()), tol=1e-5, max_iter=200)
+        there = float((codes != 0).sum(-1).double().mean())
+        if abs(there - nonzeros) < off:
+            off, count, lam = abs(there - nonzeros), there, trial * float(largest.max())
+    if off <= max(rtol, 0.1) * nonzeros:
+        return lam
     raise ValueError(
         f"no lam gives {nonzeros} non-zeros: {count:.2f} at {lam:.3g}; "
         "give more PFVs or a larger rtol"

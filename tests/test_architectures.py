@@ -1,7 +1,6 @@
 """One test over many architectures: F_ab, GIG against Captum, SRD's conservation; own classes."""
 
 import itertools
-from dataclasses import replace
 
 import pytest
 import timm
@@ -15,21 +14,21 @@ from torchvision.models.convnext import CNBlockConfig
 
 from gig_helpers import (
     Network,
+    Profile,
+    attribute,
     class_names,
     concept_graph,
-    load_concepts,
+    decompose,
+    deletion_insertion,
+    fit_concepts,
+    illustrate,
     load_pictures,
-    picture_codes,
     sample,
     srd,
 )
-from gig_helpers.curves import class_curves
-from gig_helpers.data import profiles
 from gig_helpers.data.weights import Preprocessing
 from gig_helpers.gig import class_relevance, gig
-from gig_helpers.importance import class_importance
-from gig_helpers.report import graph_figures
-from gig_helpers.report.examples import nearest_examples
+from gig_helpers.report.graph_page import interactive_graph
 
 
 class Plain(nn.Sequential):
@@ -209,17 +208,16 @@ def test_own_classes_from_pictures_to_graph(tmp_path, monkeypatch):
     network = Network(randomised(fine_tuned()), device="cpu", **options)
     pictures = load_pictures(str(tmp_path / "trees"), network)
     assert [names[label] for label in pictures.labels] == [p.split("/")[0] for p in pictures.paths]
-    profile = replace(profiles.get("quick"), blocks=("layer3.0", "layer4.1"), per_image=3)
-    dataset = sample(network, pictures, profile)
-    concepts = load_concepts(network, dataset, profile)
-    images = pictures[:2]
-    codes = picture_codes(network, images, concepts)
-    graph = concept_graph(network, codes, concepts, [3, 4], top=2, shared=1)
+    profile = Profile(blocks=("layer3.0", "layer4.1"), per_image=3, families=None)
+    pfvs = sample(network, pictures, profile)
+    d = decompose(network, pictures[:2], fit_concepts(pfvs, profile))
+    graph = concept_graph(d, [3, 4], top=2, shared=1)
     assert {d["name"] for _, d in graph.nodes(data=True) if d["kind"] == "class"} == {"fir", "oak"}
-    top = concepts["layer4.1"]
-    gamma = class_importance("gig", network, codes["layer4.1"], top, [[3], [4]])
-    curves = class_curves(network, codes["layer4.1"], top, gamma[:, 0], [3, 4])
+    gamma = attribute(d, "layer4.1", [[3], [4]])
+    curves = deletion_insertion(d, "layer4.1", [[3], [4]], gamma)
     assert curves["logit"].deletion.y.isfinite().all()
-    (shots,) = nearest_examples(network, pictures, dataset, top, [0], 1)
-    about = " ".join(graph_figures._about(graph, next(iter(graph)), {}))
-    assert shots[0].label in names and not set(class_names()[:5]) & set(about.split())
+    shown = illustrate(graph, d, pfvs)
+    labels = {shot.label for shots in shown.examples.values() for shot in shots}
+    assert labels and labels <= set(names)
+    about = " ".join(interactive_graph(shown).data[-1].text)
+    assert "oak" in about and not set(class_names()[:5]) & set(about.replace("<br>", " ").split())

@@ -48,7 +48,13 @@ from gig_helpers.report.studies import WRONG_TARGET, present_targets, study
 
 A, B = "layer3.0", "layer4.0"
 PROFILE = Profile(
-    blocks=(A, B), per_image=8, pfvs_per_concept=4, gap=0.5, bracket=0.3, evaluation_targets=1
+    blocks=(A, B),
+    per_image=8,
+    pfvs_per_concept=4,
+    gap=0.5,
+    bracket=0.3,
+    evaluation_targets=1,
+    families=None,
 )
 METHOD_NAMES = [*METHODS, WRONG_TARGET]
 

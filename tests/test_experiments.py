@@ -43,7 +43,7 @@ def small(network, pictures, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("GIG_ARTIFACTS", str(folder))
     profile = replace(
         profiles.get("quick"), blocks=BLOCKS, evaluation_pictures=3, gap=0.5,
-        evaluation_targets=2, bracket=0.5, per_image=8, pfvs_per_concept=10,
+        evaluation_targets=2, bracket=0.5, per_image=8, pfvs_per_concept=10, families=None,
     )  # fmt: skip
     return run.Run(profile, network, pictures.subset(range(0, len(pictures), 5)))
 

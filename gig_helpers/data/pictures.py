@@ -121,7 +121,7 @@ class Pictures(Dataset):
         return replace(self, **some)
 
 
-class Receiver(Protocol):
+class _Receiver(Protocol):
     """What pictures are made ready for: a :class:`gig_helpers.network.Network`, for one."""
 
     preprocessing: Preprocessing
@@ -129,7 +129,7 @@ class Receiver(Protocol):
 
 
 def load_pictures(
-    spec: str = "sample", network: Receiver | None = None, *,
+    spec: str = "sample", network: _Receiver | None = None, *,
     preprocessing: Preprocessing | None = None, classes: Sequence[str] | None = None,
 ) -> Pictures:  # fmt: skip
     """Return a set of pictures.
