@@ -13,6 +13,7 @@ from gig_helpers import (
     Profile,
     SparseAutoencoder,
     extractor,
+    families,
     fit_concepts,
     load_pictures,
     sample,
@@ -24,6 +25,7 @@ from gig_helpers.concepts import (
     load,
     nearest_concept,
     save,
+    support_of,
     tune,
     wanted_nonzeros,
 )
@@ -316,3 +318,29 @@ def test_a_block_without_batch_norm_has_its_mean_for_beta(sampled, artifacts_fol
     block = BLOCKS[1]
     concepts = fit_concepts(sampled, PROFILE, [block], k=5)[block]
     torch.testing.assert_close(concepts.beta, sampled.vectors(block).mean(dim=0))
+
+
+def test_the_level_is_the_profiles_or_the_datas(sampled, artifacts_folder):
+    block = BLOCKS[1]
+    atoms = fit_concepts(sampled, PROFILE)[block]
+    three = fit_concepts(sampled, replace(PROFILE, families=3))[block]
+    assert (atoms.level, len(atoms)) == (None, 12) and (three.level, len(three)) == (3, 3)
+    assert torch.equal(three.vectors, atoms.vectors), "one fit holds every level"
+    assert len(fit_concepts(sampled, replace(PROFILE, families=99))[block]) == 12
+    table = support_of(sampled, atoms)
+    assert table.index.tolist() == [4, 8, 12]
+    for level in table.index:
+        family = atoms.at(level).assigned
+        owners = [
+            len(sampled.photographs[sampled.picture_ids(block)[family == f]].unique())
+            for f in range(level)
+        ]
+        assert table.loc[level, "photographs"] == sorted(owners)[(level - 1) // 2]
+        assert table.loc[level, "alone"] == sum(n == 1 for n in owners) / level
+    profile = replace(PROFILE, families="supported")
+    if (level := families.supported(table)) is not None:
+        assert fit_concepts(sampled, profile)[block].level == level
+    # One photograph supports nothing, and that is said.
+    alone = replace(sampled, pictures=replace(sampled.pictures, paths=("a.png",) * 8))
+    with pytest.warns(UserWarning, match="support no number of families, so the smallest tried, 4"):
+        assert fit_concepts(alone, profile)[block].level == 4
