@@ -1,5 +1,6 @@
 """report/examples.py: crops, squares and iERFs of PFVs are those of their pictures."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import networkx as nx
@@ -114,6 +115,15 @@ def test_a_graph_is_illustrated_with_what_it_was_made_of(photographs):
     for node, block in nodes.items():
         (near,) = nearest_examples(pfvs, concepts[block], [int(node[-1])], 2)
         assert all(a is b for a, b in zip(shown.examples[node], near, strict=True))
+    # Of concepts that were made without a photograph, that one does not count.
+    left = [(~pfvs.held_out(block)).sum() for block in PROFILE.blocks]
+    assert all(n < pfvs.count(block) for n, block in zip(left, PROFILE.blocks, strict=True))
+    d.concepts = {
+        block: replace(concepts[block], labels=torch.zeros(n).long())
+        for n, block in zip(left, PROFILE.blocks, strict=True)
+    }
+    illustrate(graph, d, pfvs)
+    assert [graph.nodes[n]["photographs"] for n in nodes] == [0, 2, 0, 2]
     assert [*shown.faces] == [4, 2]
     for label, first in ((4, 1), (2, 0)):
         assert np.array_equal(shown.faces[label], pictures.image(first))

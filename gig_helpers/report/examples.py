@@ -305,6 +305,8 @@ def illustrate(graph: DiGraph, d: Decomposition, pfvs: PFVDataset, count: int = 
     shots: dict[str, list[Example]] = {}
     for block in graph.graph["blocks"]:
         concepts, origin = d.concepts[block], pfvs.photographs[pfvs.picture_ids(block)]
+        if len(concepts.labels) < len(origin):  # made without those that are held out
+            origin = origin[~pfvs.held_out(block)]
         chosen = {n: q for n, q in graph.nodes(data="concept") if n.startswith(f"{block}/")}
         near = nearest_examples(pfvs, concepts, [*chosen.values()], count)
         shots |= zip(chosen, near, strict=True)
