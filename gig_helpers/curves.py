@@ -140,9 +140,9 @@ def deletion_insertion(
     Parameters
     ----------
     source, target
-        As in :func:`gig_helpers.attribute`; classes are those whose score is read off.
+        As in :func:`.attribute`; classes are those whose score is read off.
     importance
-        (N, T, k) of T targets, such as :func:`gig_helpers.attribute` returns; the highest goes
+        (N, T, k) of T targets, such as :func:`.attribute` returns; the highest goes
         first. Or (N, M, T, k), of M methods: states that orders have in common are run once.
     project
         Of later concepts, what is scored, from PFVs of the later block and the target's unit

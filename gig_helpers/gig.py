@@ -9,7 +9,7 @@ pre-activation,
 serves every position and concept: ``GIG(v_q|p → v_t) = u_pq · ⟨G_p, v_q⟩``. The cost is
 (quadrature points) × (targets) backward passes, whatever the number of concepts.
 
-Functions here take tensors: what chapter 4 shows. :func:`gig_helpers.attribute` asks them of a
+Functions here take tensors: what chapter 4 shows. :func:`.attribute` asks them of a
 decomposition.
 """
 

@@ -38,7 +38,7 @@ def concept_graph(
     names
         The reader's names for concepts, by node: ``{"layer3.5/12": "bird chest"}``.
     **options
-        Of :func:`gig_helpers.attribute`; by default a ``tolerance`` of 5 %, since lines of a graph
+        Of :func:`.attribute`; by default a ``tolerance`` of 5 %, since lines of a graph
         differ by more.
 
     Returns

@@ -24,7 +24,7 @@ def strongest_path(d: Decomposition, label: int, *, tolerance: float = 0.01) -> 
     label
         The class that the path leads to.
     tolerance
-        Of :func:`gig_helpers.attribute` for the class; edges, of which only the largest is wanted,
+        Of :func:`.attribute` for the class; edges, of which only the largest is wanted,
         have twice that.
 
     Returns

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,15 +121,8 @@ class Pictures(Dataset):
         return replace(self, **some)
 
 
-class _Receiver(Protocol):
-    """What pictures are made ready for: a :class:`gig_helpers.network.Network`, for one."""
-
-    preprocessing: Preprocessing
-    classes: tuple[str, ...]
-
-
 def load_pictures(
-    spec: str = "sample", network: _Receiver | None = None, *,
+    spec: str = "sample", network: Any = None, *,
     preprocessing: Preprocessing | None = None, classes: Sequence[str] | None = None,
 ) -> Pictures:  # fmt: skip
     """Return a set of pictures.

@@ -20,9 +20,9 @@ class Profile:
     name
         What the provenance line calls it.
     pictures
-        What :func:`gig_helpers.load_pictures` is asked for.
+        What :func:`gig_helpers.data.pictures.load_pictures` is asked for.
     network, weights
-        What :func:`gig_helpers.load_network` is asked for.
+        What :func:`gig_helpers.network.load_network` is asked for.
     blocks
         Names of the blocks; none names all that the network has, see :meth:`blocks_of`.
     per_image
@@ -75,7 +75,7 @@ class Profile:
         return max(2, min(self.expansion * channels, pfvs // self.pfvs_per_concept))
 
     def blocks_of(self, network: Any) -> tuple[str, ...]:
-        """The profile's blocks, or where it names none all of a :class:`gig_helpers.Network`'s.
+        """The profile's blocks, or where it names none all of a ``Network``'s.
 
         Examples
         --------

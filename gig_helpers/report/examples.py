@@ -264,7 +264,7 @@ def illustrate(graph: DiGraph, d: Decomposition, pfvs: PFVDataset, count: int = 
     Parameters
     ----------
     graph
-        Of :func:`gig_helpers.concept_graph`. Its concept nodes get ``photographs``: how many the
+        Of :func:`.concept_graph`. Its concept nodes get ``photographs``: how many the
         PFVs that made the concept come from; 0 of an extractor whose concepts have none.
     d
         What the graph was made of: its pictures, and its concepts.

@@ -134,7 +134,7 @@ def still_graph(shown: Illustrated, threshold: float = 0.3, path: Sequence[str] 
 
     Examples
     --------
-    One concept of one class, as :func:`gig_helpers.graph.concept_graph` would give it.
+    One concept of one class, as :func:`.concept_graph` would give it.
 
     >>> graph = nx.DiGraph(blocks=["layer4.2"], classes=[13])
     >>> about = {"kind": "concept", "block": "layer4.2", "concept": 5, "group": "13"}

@@ -53,7 +53,7 @@ def interactive_graph(shown: Illustrated, threshold: float = 0.3) -> go.Figure:
 
     Examples
     --------
-    One concept of one class, as :func:`gig_helpers.graph.concept_graph` would give it.
+    One concept of one class, as :func:`.concept_graph` would give it.
 
     >>> graph = nx.DiGraph(blocks=["layer4.2"], classes=[13])
     >>> about = {"kind": "concept", "block": "layer4.2", "concept": 5, "group": "13"}

@@ -31,7 +31,7 @@ def class_concepts(
         Photographs at most, one view of each: those of the class by their label; of photographs
         without a label, those that the network says it of.
     tolerance
-        Of :func:`gig_helpers.attribute`.
+        Of :func:`.attribute`.
 
     Returns
     -------

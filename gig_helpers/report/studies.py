@@ -102,7 +102,7 @@ def study(
     Parameters
     ----------
     source, target
-        As in :func:`gig_helpers.attribute`; of classes (N, 1), those that the network says.
+        As in :func:`.attribute`; of classes (N, 1), those that the network says.
     methods
         Some of :data:`gig_helpers.importance.METHODS`, and :data:`WRONG_TARGET`. Those of a picture
         are run together, since their orders have states in common.
