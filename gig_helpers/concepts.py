@@ -563,7 +563,7 @@ def fit_concepts(
     seed = profile.seed if seed is None else seed
     concepts = {}
     for block in profile.blocks_of(network) if blocks is None else blocks:
-        kept = ~pfvs.held_out(block) if held_out else torch.ones(pfvs.count(block)).bool()
+        kept = _kept(pfvs, block, held_out)
         count = k or profile.n_concepts(network.channels(block), int(kept.sum()))
         nonzeros = wanted_nonzeros(block, count, network.channels(block))
         fit = EXTRACTORS[extractor].fit
@@ -583,6 +583,11 @@ def fit_concepts(
             level = _supported(pfvs, concepts[block], held_out)
         concepts[block] = concepts[block].at(level and min(level, count))
     return concepts
+
+
+def _kept(pfvs: PFVDataset, block: str, held_out: bool) -> Tensor:
+    """Which of a block's PFVs (N,) make its concepts."""
+    return ~pfvs.held_out(block) if held_out else torch.ones(pfvs.count(block)).bool()
 
 
 def _supported(pfvs: PFVDataset, concepts: Concepts, held_out: bool) -> int | None:
@@ -629,8 +634,7 @@ def support_of(
     """
     assert concepts.parents is not None
     ids = pfvs.picture_ids(concepts.block)
-    kept = ~pfvs.held_out(concepts.block) if held_out else torch.ones(len(ids)).bool()
-    photographs = pfvs.photographs[ids[kept]]
+    photographs = pfvs.photographs[ids[_kept(pfvs, concepts.block, held_out)]]
     excess = torch.empty(0, len(families.LEVELS))
     if len(photographs.unique()) >= families.SMALL:
         excess = _agreement(pfvs, concepts.block, concepts.beta, held_out)["excess"]
@@ -639,8 +643,7 @@ def support_of(
 
 @artifacts.cached("agreement")
 def _agreement(pfvs: PFVDataset, block: str, beta: Tensor, held_out: bool) -> dict[str, Tensor]:
-    ids = pfvs.picture_ids(block)
-    kept = ~pfvs.held_out(block) if held_out else torch.ones(len(ids)).bool()
+    ids, kept = pfvs.picture_ids(block), _kept(pfvs, block, held_out)
     said = pfvs.predictions().tolist()
     labels = zip(pfvs.pictures.labels, said, strict=True)
     classes = torch.tensor([own if label is None else label for label, own in labels])[ids[kept]]

@@ -199,9 +199,7 @@ def imports():
     for path in sorted(PACKAGE.rglob("*.py")):
         nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         statements = [ast.unparse(n) for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
-        # To look for a module of a package runs the package's own file.
-        lines = "\n    ".join(["if False:", "pass", *statements])
-        texts[".".join(path.relative_to(PACKAGE).with_suffix("").parts)] = lines
+        texts[".".join(path.relative_to(PACKAGE).with_suffix("").parts)] = "\n".join(statements)
     return texts
 
 
@@ -242,6 +240,29 @@ def test_every_module_that_a_result_depends_on_changes_its_key(keys, imports):
         after = keys({module: f"{imports[module]}\nCHANGED = 1\n"})
         changed = {name for name in before if after[name] != before[name]}
         assert changed == {name for name, modules in depend.items() if module in modules}, module
+
+
+def test_libraries_are_neither_read_nor_imported(tmp_path, monkeypatch):
+    """Wherever an installer put them: what it leaves beside a package says that it is one."""
+
+    def key(library="raise RuntimeError('imported')", inner="raise RuntimeError('imported')"):
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        files = {
+            "packages/library-1.0.dist-info/RECORD": "",
+            "packages/library/__init__.py": library,
+            "packages/library/part.py": library,
+            "mine/above.py": "import library.part\nfrom inner import below\n",
+            "mine/inner/below.py": inner,
+        }
+        for name, text in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
+        with monkeypatch.context() as here:
+            here.syspath_prepend(str(folder / "packages"))
+            here.syspath_prepend(str(folder / "mine"))
+            return code_of(SimpleNamespace(__module__="above"))
+
+    assert key() == key(library="CHANGED = 1") != key(inner="CHANGED = 1")
 
 
 def test_comments_layout_and_docstrings_change_no_key(keys):

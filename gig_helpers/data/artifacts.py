@@ -14,7 +14,7 @@ import json
 import os
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -271,21 +271,32 @@ def recorded(name: str) -> dict[str, Any]:
 
 def _spec(name: str) -> ModuleSpec | None:
     """Where a module's code stands, of this package or of the reader's files; else None."""
+    top, *below = name.split(".")
     try:
-        # The package first: to look inside of a library is to import it.
-        for part in dict.fromkeys((name.partition(".")[0], name)):
-            spec = importlib.util.find_spec(part)
-            path = Path(str(spec and spec.origin))
-            if path.suffix != ".py" or (_LIBRARIES & {*path.parents} and _ROOT not in path.parents):
-                return None
-    except (ImportError, ValueError):  # a name inside a module; a notebook's own
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):  # a notebook's own
         return None
-    return spec
+    for part in below:
+        if spec is None or spec.submodule_search_locations is None or _installed(spec):
+            return None
+        # Not find_spec, which imports the package that it looks into.
+        spec = PathFinder.find_spec(f"{spec.name}.{part}", spec.submodule_search_locations)
+    own = spec is not None and Path(str(spec.origin)).suffix == ".py" and not _installed(spec)
+    return spec if own else None
 
 
-_LIBRARIES = {
-    Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib", "purelib", "platlib")
-}
+def _installed(spec: ModuleSpec) -> bool:
+    """Whether it is Python's own or stands beside an installer's records."""
+    places = [*(spec.submodule_search_locations or ()), str(spec.origin)]
+    return _ROOT.name != spec.name.partition(".")[0] and any(map(_holds_libraries, places))
+
+
+@functools.cache
+def _holds_libraries(place: str) -> bool:
+    standard = {Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib")}
+    return any(
+        folder in standard or any(folder.glob("*.dist-info")) for folder in Path(place).parents
+    )
 
 
 @functools.cache
