@@ -33,7 +33,7 @@ MEMBERS = 3
 def make(run: Run) -> None:
     """Write ``controls.json``."""
     rows = [row for block in run.chain for row in _stability(run, block)]
-    rows += [_members(run, block) for block in run.chain]
+    rows += [members(run, run.concepts(block)) for block in run.chain]
     network = run.network
     for stage in STAGES:
         network = shuffled(network, stage, run.profile.seed)
@@ -71,17 +71,17 @@ def _nearest(concepts: Concepts, others: Concepts) -> Tensor:
     return torch.cat([(part @ theirs).amax(dim=1) for part in parts]).cpu()
 
 
-def _members(run: Run, block: str) -> dict[str, Any]:
+def members(run: Run, concepts: Concepts) -> dict[str, Any]:
     """Is what a concept's nearest PFVs show true of its others? Held out, one per photograph.
 
     By the cosine to the concept, and by how alike the PFVs' classes are: the cosine of their rows
     of the classifier, since hardly two of these photographs are of one class.
     """
-    pfvs, concepts = run.pfvs, run.concepts(block)
+    pfvs, block = run.pfvs, concepts.block
     out = pfvs.held_out(block)
     ids = pfvs.picture_ids(block)[out]
     x = pfvs.vectors(block)[out].to(concepts.beta)
-    unit, centres = F.normalize(x - concepts.beta, dim=1), F.normalize(concepts.vectors, dim=1)
+    unit, centres = F.normalize(x - concepts.beta, dim=1), F.normalize(concepts.directions, dim=1)
     owner = nearest_concept(x, concepts)
     order = (unit * centres[owner]).sum(dim=1).argsort(descending=True).cpu()
     photograph = pfvs.photographs[ids].tolist()

@@ -68,7 +68,7 @@ def agreement(
         generator = torch.Generator().manual_seed(seed + split)
         third = thirds(photographs, classes, generator)
         one, other, judges = (unit[third == part] for part in range(3))
-        judges = judges[_ranks(photographs[third == 2]) < 2]
+        judges = judges[ranks(photographs[third == 2]) < 2]
         possible = [level for level in levels if 2 * level <= min(len(one), len(other))]
         if not possible or not len(judges):
             continue
@@ -113,14 +113,20 @@ def thirds(photographs: Tensor, classes: Tensor, generator: torch.Generator) -> 
     return torch.tensor([dealt[photograph] for photograph in photographs.tolist()])
 
 
-def _ranks(photographs: Tensor) -> Tensor:
-    """Place (N,) of each PFV among those of its photograph."""
+def ranks(photographs: Tensor) -> Tensor:
+    """How many of the same photograph stand before each (N,).
+
+    Examples
+    --------
+    >>> ranks(torch.tensor([5, 5, 7, 5])).tolist()
+    [0, 1, 0, 2]
+    """
     seen: dict[int, int] = {}
-    ranks = []
+    before = []
     for photograph in photographs.tolist():
-        ranks.append(seen.setdefault(photograph, 0))
+        before.append(seen.setdefault(photograph, 0))
         seen[photograph] += 1
-    return torch.tensor(ranks)
+    return torch.tensor(before)
 
 
 def _centres(unit: Tensor, labels: Tensor) -> Tensor:

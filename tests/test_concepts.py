@@ -111,11 +111,13 @@ def test_class_entropy_by_hand():
         concepts.class_entropy(torch.tensor([1]))
 
 
-def test_wanted_nonzeros_are_the_papers_or_a_quarter():
+def test_wanted_nonzeros_are_the_papers_or_a_share_of_few_concepts():
     assert wanted_nonzeros("layer4.2", 16_384) == 105
-    assert wanted_nonzeros("layer4.2", 420) == 105 and wanted_nonzeros("layer4.2", 416) == 104
-    assert wanted_nonzeros("layer3.10", 30) == 7.5
+    assert wanted_nonzeros("layer4.2", 3360) == 105 and wanted_nonzeros("layer4.2", 3328) == 104
+    assert wanted_nonzeros("layer3.10", 30) == 2, "never fewer, unless there are too few concepts"
+    assert wanted_nonzeros("layer3.10", 6) == 1.5
     assert wanted_nonzeros("blocks.3", 416, channels=320) == 10
+    assert wanted_nonzeros("blocks.3", 96, channels=320) == 3
     assert wanted_nonzeros("blocks.3", 416, channels=32) == 2
     with pytest.raises(KeyError):
         wanted_nonzeros("blocks.3", 416)
@@ -138,10 +140,12 @@ def test_tune_asks_for_the_papers_count_and_draws_with_its_seed():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(400, 12, generator=generator)
     concepts = extract(x, torch.zeros(12), 20, block="layer1.1")
-    assert tune(concepts, x).lam == tune(concepts, x, nonzeros=5, seed=0).lam  # min(11, 20 / 4)
+    assert tune(concepts, x).lam == tune(concepts, x, nonzeros=2, seed=0).lam
     assert tune(concepts, x).lam != tune(concepts, x, seed=1).lam, "other PFVs"
-    elsewhere = replace(concepts, block="blocks.3")
-    assert tune(elsewhere, x).lam == tune(concepts, x, nonzeros=2).lam, "12 / 32, 2 at least"
+    many = extract(x, torch.zeros(12), 160, block="layer1.1")
+    assert tune(many, x).lam == tune(many, x, nonzeros=5).lam, "160 / 32"
+    elsewhere = replace(many, block="blocks.3")
+    assert tune(elsewhere, x).lam == tune(many, x, nonzeros=2).lam, "12 / 32, 2 at least"
 
 
 def test_codes_are_as_near_to_the_optimum_as_was_asked_for():
@@ -280,7 +284,7 @@ def test_options_of_a_fit_are_kept_apart(sampled, artifacts_folder, monkeypatch)
         fit(extractor="sae_short"), fit(extractor="kmeans"),
     ]  # fmt: skip
     with monkeypatch.context() as patch:
-        patch.setattr("gig_helpers.concepts.wanted_nonzeros", lambda *_: 2.0)
+        patch.setattr("gig_helpers.concepts.wanted_nonzeros", lambda *_: 1.0)
         others.append(fit())
     assert len(list(artifacts_folder.glob("concepts-*"))) == 1 + len(others)
     assert len({each.fingerprint for each in [plain, *others]}) == 1 + len(others)

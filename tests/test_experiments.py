@@ -14,6 +14,7 @@ from experiments import (
     classes,
     controls,
     extractors,
+    families,
     graphs,
     interlayer,
     paths,
@@ -163,11 +164,8 @@ def test_members_are_compared_one_per_photograph(monkeypatch):
         vectors=lambda block: x, photographs=torch.arange(12), predictions=lambda: predictions,
     )  # fmt: skip
     network = SimpleNamespace(class_vectors=torch.eye(11))
-    here = SimpleNamespace(
-        pfvs=pfvs, concepts=lambda block: concepts, network=network,
-        profile=SimpleNamespace(seed=0),
-    )  # fmt: skip
-    row = controls._members(here, "any")
+    here = SimpleNamespace(pfvs=pfvs, network=network, profile=SimpleNamespace(seed=0))
+    row = controls.members(here, concepts)
     assert fields(row) == fields(_recorded("members")[0]) and row["concepts"] == 2
     nearest = torch.tensor([0.1, 0.2]).cos().mean()  # not 0.1 and 0.15, of one photograph
     assert row["cosine"]["nearest"]["mean"] == pytest.approx(float(nearest), abs=1e-6)
@@ -177,11 +175,35 @@ def test_members_are_compared_one_per_photograph(monkeypatch):
     assert alike["nearest"]["mean"] == 0.5 and alike["drawn blindly"]["mean"] == 0
 
 
+def test_families_are_counted_at_every_number_of_photographs(small, monkeypatch):
+    monkeypatch.setattr(families, "LEVELS", (2, 4))
+    monkeypatch.setattr(families, "SHARES", (0.5, 1.0))
+    monkeypatch.setattr(families, "members", lambda run, concepts: {"block": concepts.block})
+    families.make(small)
+    rows = written("families")["rows"]
+    every = len(small.pfvs.photographs.unique())
+    counted = [row for row in rows if "levels" in row]
+    assert [(row["block"], row["photographs"]) for row in counted] == [
+        (block, n) for block in BLOCKS for n in (round(every / 2), every)
+    ]
+    whole = counted[1]
+    assert whole["pfvs"] == small.pfvs.count(BLOCKS[0]) > counted[0]["pfvs"]
+    for row in counted:
+        for at in row["levels"]:
+            splits = torch.tensor(at["splits"], dtype=torch.double)
+            assert len(splits) == 5 and at["excess"] == pytest.approx(float(splits.mean()))
+    # The few photographs' members are judged where a level is supported, and only there.
+    supported = [
+        row["block"] for row in counted if row["photographs"] == every and row["supported"]
+    ]
+    assert [row["block"] for row in rows if row not in counted] == supported
+
+
 def test_controls_fall_apart_and_come_back(small, monkeypatch):
     monkeypatch.setattr(controls, "SHUFFLED_PICTURES", 2)
     monkeypatch.setattr(controls, "STAGES", ("fc", "layer4"))
     # Two dozen photographs leave no concept enough of them that are held out: see the next test.
-    monkeypatch.setattr(controls, "_members", lambda run, block: {"control": "members"})
+    monkeypatch.setattr(controls, "members", lambda run, concepts: {"control": "members"})
     controls.make(small)
     rows = written("controls")["rows"]
     expected = {tuple(sorted(row)) for row in _recorded("stability", "shuffled weights")}

@@ -15,11 +15,15 @@ from torchvision.transforms.v2.functional import to_pil_image
 from .. import srd
 from ..codes import Decomposition
 from ..concepts import Concepts
+from ..families import ranks
 from ..network import Network
 from ..pfv import PFVDataset
 
 SQUARE_SHARE = 0.7
 """Share of an iERF's positive mass that a red square holds."""
+
+NEAREST = 16
+"""Times as many PFVs as a card shows are looked through for ones of different photographs."""
 
 
 def ierfs(pfvs: PFVDataset, block: str, rows: Tensor | Sequence[int]) -> Tensor:
@@ -196,7 +200,10 @@ def square(ierf: Tensor, share: float = SQUARE_SHARE) -> tuple[int, int, int]:
 def nearest_examples(
     pfvs: PFVDataset, concepts: Concepts, chosen: Sequence[int], count: int = 5
 ) -> list[list[Example]]:
-    """The PFVs nearest to each of some concepts (Figures 7 to 10), the nearest first.
+    """The PFVs nearest to each of some concepts (Figures 7 to 10), each of another photograph.
+
+    The nearest first. Only where the nearest are of fewer photographs do some show again: views and
+    neighbours of one photograph are nearest to each other, and say nothing of what others share.
 
     Parameters
     ----------
@@ -227,9 +234,11 @@ def nearest_examples(
     >>> len(shots), [shot.label for shot in shots[0]]
     (1, ['bull mastiff', 'bull mastiff'])
     """
-    rows = concepts.nearest(pfvs.vectors(concepts.block), count, chosen)
-    shots = iter(examples(pfvs, concepts.block, rows.flatten()))
-    return [[next(shots) for _ in near] for near in rows]
+    x, origin = pfvs.vectors(concepts.block), pfvs.photographs[pfvs.picture_ids(concepts.block)]
+    near = concepts.nearest(x, min(NEAREST * count, len(x)), chosen)
+    rows = [row[ranks(origin[row]).argsort(stable=True)][:count].tolist() for row in near]
+    shots = iter(examples(pfvs, concepts.block, sum(rows, [])))
+    return [[next(shots) for _ in row] for row in rows]
 
 
 @dataclass(frozen=True)
