@@ -38,7 +38,9 @@ def verdict(tests: Mapping[str, Comparison]) -> str:
 
 def table() -> str:
     """All claims as a Markdown table."""
-    parts = _classes, _readings, _pairs, _paths, _shared, _extractors, _sampling, _controls
+    parts = (
+        _classes, _readings, _pairs, _paths, _shared, _extractors, _sampling, _controls, _families
+    )  # fmt: skip
     rows = [row for part in parts for row in part()]
     lines = ["| Claim | Evidence here | Verdict |", "|---|---|---|"]
     lines += [f"| {claim} | {evidence} | **{word}** |" for claim, evidence, word in rows]
@@ -190,7 +192,7 @@ def _controls() -> Iterator[Row]:
     seed, other, blind = again.values()
     listed = ", ".join(f"{share:.0%} at {block}" for block, share in by_block.items())
     yield (
-        "Concepts are the data set's: other photographs give them again",
+        "Atoms, 8 per channel, are the data set's: other photographs give them again",
         f"found again (cosine above 0.9) with other photographs: {listed}; with another seed "
         f"{min(seed):.0%} to {max(seed):.0%}, among PFVs drawn blindly {min(blind):.0%} to "
         f"{max(blind):.0%} (chapter 8)",
@@ -199,6 +201,21 @@ def _controls() -> Iterator[Row]:
         else "holds in part"
         if max(other) > AGAIN
         else "does not hold",
+    )
+
+
+def _families() -> Iterator[Row]:
+    run = artifacts.recorded("families")
+    # The last row of a block is that of all photographs.
+    whole = {row["block"].replace("layer", ""): row for row in run["rows"] if "levels" in row}
+    some = {block: row["supported"] for block, row in whole.items() if row["supported"]}
+    listed = ", ".join(f"{level} at {block}" for block, level in some.items())
+    yield (
+        "Families are the data set's: other photographs give them again",
+        f"the largest number whose agreement is above that of blind draws by "
+        f"{run['settings']['floor']} or more (95 %): {listed or 'none'} of "
+        f"{len(whole)} blocks ({{numref}}`fig-concepts-agreement`)",
+        "holds" if len(some) == len(whole) else "holds in part" if some else "does not hold",
     )
 
 

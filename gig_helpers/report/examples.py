@@ -22,9 +22,6 @@ from ..pfv import PFVDataset
 SQUARE_SHARE = 0.7
 """Share of an iERF's positive mass that a red square holds."""
 
-NEAREST = 16
-"""Times as many PFVs as a card shows are looked through for ones of different photographs."""
-
 
 def ierfs(pfvs: PFVDataset, block: str, rows: Tensor | Sequence[int]) -> Tensor:
     """iERFs of some PFVs of the dataset, made when asked for; shape (m, H_img, W_img).
@@ -235,7 +232,7 @@ def nearest_examples(
     (1, ['bull mastiff', 'bull mastiff'])
     """
     x, origin = pfvs.vectors(concepts.block), pfvs.photographs[pfvs.picture_ids(concepts.block)]
-    near = concepts.nearest(x, min(NEAREST * count, len(x)), chosen)
+    near = concepts.nearest(x, len(x), chosen)
     rows = [row[ranks(origin[row]).argsort(stable=True)][:count].tolist() for row in near]
     shots = iter(examples(pfvs, concepts.block, sum(rows, [])))
     return [[next(shots) for _ in row] for row in rows]
