@@ -450,9 +450,9 @@ def wanted_nonzeros(block: str, k: int, channels: int = 0) -> float:
     """Non-zero codes per PFV that λ is chosen for, where nothing else is asked: Table 1's count.
 
     For a block that is none of the table's stages C/32, and 2 at least: the table's counts lie
-    between C/43 and C/20. Where there are fewer concepts than the paper's, a 32nd of them is the
-    most, and 2 at least: about what held-out PFVs of the sample pay for, as an extended Bayesian
-    criterion counts it (Chen & Chen, 2008; chapter 3).
+    between C/43 and C/20. Where there are fewer concepts than the paper's, a sixteenth of them is
+    the most, and 2 at least: somewhat more than PFVs left out pay for by an extended Bayesian
+    criterion (Chen & Chen, 2008; chapter 3), so that reconstructions keep more of the answer.
 
     Parameters
     ----------
@@ -467,7 +467,7 @@ def wanted_nonzeros(block: str, k: int, channels: int = 0) -> float:
     Examples
     --------
     >>> wanted_nonzeros("layer4.2", 16384), wanted_nonzeros("layer4.2", 100)
-    (105, 3.125)
+    (105, 6.25)
     >>> wanted_nonzeros("blocks.3", 16384, channels=320)
     10.0
     """
@@ -477,7 +477,7 @@ def wanted_nonzeros(block: str, k: int, channels: int = 0) -> float:
         if not channels:
             raise
         wanted = max(channels / 32, 2)
-    return min(wanted, max(k / 32, 2), k / 4)
+    return min(wanted, max(k / 16, 2), k / 4)
 
 
 def tune(concepts: Concepts, x: Tensor, nonzeros: float | None = None, seed: int = 0) -> Concepts:

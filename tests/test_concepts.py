@@ -113,11 +113,11 @@ def test_class_entropy_by_hand():
 
 def test_wanted_nonzeros_are_the_papers_or_a_share_of_few_concepts():
     assert wanted_nonzeros("layer4.2", 16_384) == 105
-    assert wanted_nonzeros("layer4.2", 3360) == 105 and wanted_nonzeros("layer4.2", 3328) == 104
+    assert wanted_nonzeros("layer4.2", 1680) == 105 and wanted_nonzeros("layer4.2", 1664) == 104
     assert wanted_nonzeros("layer3.10", 30) == 2, "never fewer, unless there are too few concepts"
     assert wanted_nonzeros("layer3.10", 6) == 1.5
     assert wanted_nonzeros("blocks.3", 416, channels=320) == 10
-    assert wanted_nonzeros("blocks.3", 96, channels=320) == 3
+    assert wanted_nonzeros("blocks.3", 48, channels=320) == 3
     assert wanted_nonzeros("blocks.3", 416, channels=32) == 2
     with pytest.raises(KeyError):
         wanted_nonzeros("blocks.3", 416)
@@ -142,8 +142,8 @@ def test_tune_asks_for_the_papers_count_and_draws_with_its_seed():
     concepts = extract(x, torch.zeros(12), 20, block="layer1.1")
     assert tune(concepts, x).lam == tune(concepts, x, nonzeros=2, seed=0).lam
     assert tune(concepts, x).lam != tune(concepts, x, seed=1).lam, "other PFVs"
-    many = extract(x, torch.zeros(12), 160, block="layer1.1")
-    assert tune(many, x).lam == tune(many, x, nonzeros=5).lam, "160 / 32"
+    many = extract(x, torch.zeros(12), 80, block="layer1.1")
+    assert tune(many, x).lam == tune(many, x, nonzeros=5).lam, "80 / 16"
     elsewhere = replace(many, block="blocks.3")
     assert tune(elsewhere, x).lam == tune(many, x, nonzeros=2).lam, "12 / 32, 2 at least"
 
