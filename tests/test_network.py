@@ -143,6 +143,28 @@ def test_class_vectors_are_what_logits_are_read_by():
     torch.testing.assert_close(network.logits_from(x, "layer4.0")[0], expected)
 
 
+class ReadTwice(nn.Module):
+    """Its second convolution is normalised, and added as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.conv, self.norm = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        z = self.conv(self.stem(x))
+        return self.fc((self.norm(z) + z).relu().mean((2, 3)))
+
+
+@torch.no_grad()
+def test_a_convolution_that_another_layer_reads_too_stays_itself():
+    network = Network(randomised(ReadTwice()), device="cpu", input_size=(12, 12))
+    images = torch.randn(2, 3, 12, 12)
+    for block, x in network.preactivations(images).items():
+        torch.testing.assert_close(network.logits_from(x, block), network.model(images))
+
+
 class MatmulHead(nn.Module):
     """Its last linear layer, a convolution, makes no logits."""
 
