@@ -165,6 +165,31 @@ def test_a_convolution_that_another_layer_reads_too_stays_itself():
         torch.testing.assert_close(network.logits_from(x, block), network.model(images))
 
 
+class Subtracted(ReadTwice):
+    """What a convolution makes is taken away, from what it sees or from what it is seen beside."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.conv, self.first = nn.Conv2d(8, 8, 3, padding=1), first
+
+    def forward(self, x):
+        x = self.stem(x)
+        z = self.conv(x)
+        return self.fc((z - x if self.first else x - z).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("first", (True, False))
+@torch.no_grad()
+def test_a_subtracted_convolution_shares_by_its_sign(first):
+    network = Network(randomised(Subtracted(first)), device="cpu", input_size=(12, 12))
+    images = torch.randn(2, 3, 12, 12)
+    maps = srd.contributions(network, images)
+    for block, each in maps.items():
+        torch.testing.assert_close(
+            each.sum((1, 2)), network.logits(images).amax(1), rtol=1e-3, atol=1e-5, msg=block
+        )
+
+
 class MatmulHead(nn.Module):
     """Its last linear layer, a convolution, makes no logits."""
 
