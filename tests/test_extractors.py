@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from gig_helpers import EXTRACTORS
 from gig_helpers.codes import relative_l2
 from gig_helpers.concepts import extract, load, save, tune
-from gig_helpers.extractors.sae import sparse_autoencoder
+from gig_helpers.extractors.sae import PATIENCE, sparse_autoencoder, unused
 from gig_helpers.extractors.simple import dictionary_learning, kmeans, random_pfvs
 
 
@@ -141,18 +141,50 @@ def test_an_autoencoders_dictionary_is_written_with_by_the_lasso():
 
 
 def test_sae_loss_is_equation_11():
-    x, beta = pfvs()
-    # A learning rate this small leaves the start in place, and one batch makes one step, at the
-    # end of the warm-up: so the loss is that of the returned weights, in the scaled unit.
-    sae = sparse_autoencoder(
-        x, beta, 20, 0, sparsity=5.0, epochs=1, learning_rate=1e-12, batch_size=300
-    )
-    scale = ((x - beta).square().sum(1).mean() / 12).sqrt()
+    x, beta = pfvs(n=10)
+    # A learning rate this small leaves the start in place, so the loss is that of the returned
+    # weights, in the scaled unit, for the one PFV of ten that was held out.
+    sae = sparse_autoencoder(x, beta, 8, 0, sparsity=5.0, epochs=1, learning_rate=1e-12)
+    scale = ((x - x.mean(0)).square().sum(1).mean() / 12).sqrt()
     codes = sae.encode(x)
     error = (x - codes @ sae.vectors - sae.beta) / scale
     penalty = (codes * sae.vectors.norm(dim=1) / scale).sum(1)
-    expected = error.square().sum(1).mean() + 5.0 * penalty.mean()
-    assert sae.losses[0] == pytest.approx(float(expected), rel=1e-4)
+    expected = (error.square().sum(1) + 5.0 * penalty).tolist()
+    assert sum(sae.losses[0] == pytest.approx(each, rel=1e-4) for each in expected) == 1
+
+
+@pytest.mark.parametrize("offset", [5, 10, 24])
+def test_sae_does_not_mind_where_the_mean_lies(offset):
+    """In 3 of 32 dimensions, far off β; b_d's start there would leave units dead."""
+    x, _ = pfvs(n=1000, channels=32, directions=64)
+    moved = x.clone()
+    moved[:, :3] += offset * x.std()
+    here, there = (sparse_autoencoder(part, torch.zeros(32), 128) for part in (x, moved))
+    assert unused(there, moved) == unused(here, x)
+    error, expected = (
+        float((part - sae.decode(sae.encode(part))).square().sum() / (x - x.mean(0)).square().sum())
+        for sae, part in ((there, moved), (here, x))
+    )
+    # Rounding grows over epochs; from β the error was the whole variance at the largest offset.
+    assert error == pytest.approx(expected, rel=0.02)
+
+
+def test_sae_is_trained_until_pfvs_held_out_say_enough():
+    x, beta = pfvs()
+    losses = sparse_autoencoder(x, beta, 20).losses
+    longer = sparse_autoencoder(x, beta, 20, epochs=500).losses
+    assert len(losses) < 500 == len(longer)
+    # Flat: of what it could still gain in the rest of 500 epochs, little.
+    assert min(losses) < 1.05 * min(longer)
+    before, last = losses[:-PATIENCE], losses[-PATIENCE:]
+    assert min(last) > 0.99 * min(before[25:])  # after the warm-up of 25
+
+
+def test_unused_units_are_those_without_a_code():
+    x, beta = pfvs()
+    sae = sparse_autoencoder(x, beta, 20, epochs=2)
+    bias = torch.full((20,), -1e6).index_fill(0, torch.tensor([3, 7, 8]), 1e6)
+    assert unused(replace(sae, encoder_bias=bias), x) == 17
 
 
 def test_sae_leaves_the_global_seed_alone():
