@@ -8,6 +8,7 @@ factorisations, which that package takes from scikit-learn too, need no extra.
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
 
@@ -22,6 +23,20 @@ from ..clustering import nearest_centre
 from ..concepts import Concepts, extract, extractor, wanted_nonzeros
 from .sae import Encoded, SparseAutoencoder, standardized, train
 from .simple import centre
+
+NEED_PACKAGE = ("top_k", "archetypal", "matching_pursuit")
+"""Those of :data:`gig_helpers.concepts.EXTRACTORS` that the package makes."""
+
+
+def available(name: str) -> bool:
+    """Can an extractor be run here, or does it want the package and that is missing?
+
+    Examples
+    --------
+    >>> available("bisecting")
+    True
+    """
+    return name not in NEED_PACKAGE or find_spec("overcomplete") is not None
 
 
 @dataclass(frozen=True)
