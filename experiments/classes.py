@@ -6,7 +6,6 @@ from torch import Tensor
 
 from gig_helpers import Concepts, SparseAutoencoder, decompose
 from gig_helpers.concepts import tune
-from gig_helpers.data.paper import PAPER
 from gig_helpers.report.examples import likeness
 from gig_helpers.report.studies import WRONG_TARGET, study
 
@@ -18,8 +17,7 @@ ORDERS = ["gig", "gradient", "random in use", WRONG_TARGET]
 RIVALS = (("sae_short", "lasso"), ("sae_short", "own"))
 """Extractors, and whose codes: those of eq. 2, or of the extractor's own encoder.
 
-Their concepts are judged beside ours, by GIG's order alone, as in Table 2; at the blocks of
-Table 1, for which they are there.
+Their concepts are judged beside ours, by GIG's order alone, as in Table 2.
 """
 
 
@@ -30,8 +28,7 @@ def make(run: Run) -> None:
     for extractor, codes in (("bisecting", "lasso"), *RIVALS):
         orders = ORDERS if extractor == "bisecting" else ORDERS[:1]
         for block in reversed(run.blocks):
-            compared = block in PAPER["table_1"] and run.affordable(block, extractor)
-            if extractor == "bisecting" or compared:
+            if run.affordable(block, extractor):
                 concepts = _coded_by(run, block, extractor, codes)
                 row = {"block": block, "extractor": extractor, "codes": codes}
                 rows.append(row | _row(run, concepts, orders, ours))

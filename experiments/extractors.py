@@ -1,18 +1,23 @@
-"""Rel-ℓ2 of all extractors at the blocks and non-zeros of the paper's Table 1 (chapter 3)."""
+"""All extractors at the blocks of the paper's Table 1: Rel-ℓ2, and what comes back (chapter 3)."""
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from sklearn.linear_model import orthogonal_mp
+from sklearn.metrics import adjusted_mutual_info_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from gig_helpers import EXTRACTORS, Concepts, SparseAutoencoder, lasso
+from gig_helpers import EXTRACTORS, Concepts, lasso
 from gig_helpers.codes import relative_l2
-from gig_helpers.concepts import wanted_nonzeros
+from gig_helpers.concepts import nearest_concept, wanted_nonzeros
 from gig_helpers.data import artifacts
 from gig_helpers.data.paper import PAPER
+from gig_helpers.extractors import overcomplete, random_pfvs
+from gig_helpers.extractors.sae import Encoded, unused
+from gig_helpers.families import thirds
 from gig_helpers.report.statistics import interval
 
 from .run import AFFORDABLE, Run, minus, rounded, write
@@ -20,15 +25,19 @@ from .run import AFFORDABLE, Run, minus, rounded, write
 PHOTOGRAPHS = 200
 """Photographs on either side of the split that errors are measured on, by one PFV each."""
 
-SEEDS = {"bisecting": 3, "random_pfvs": 3}
-"""Seeds that an extractor is run with; the others are run with one."""
+SEEDS = 3
+"""Seeds that every extractor is run with."""
+
+BACK = (64, 512)
+"""Numbers of concepts of which is asked how far other photographs give them again."""
 
 
 def make(run: Run) -> None:
     """Write ``concepts.json``, the cheapest extractor first."""
     rows: dict[str, dict[str, Any]] = {}
     ours: dict[str, dict[str, Tensor]] = {}
-    for name in EXTRACTORS:
+    names = [name for name in EXTRACTORS if overcomplete.available(name)]
+    for name in names:
         for block in (b for b in PAPER["table_1"] if b in run.blocks):
             if not run.affordable(block, name):
                 continue
@@ -36,10 +45,12 @@ def make(run: Run) -> None:
             k = len(run.concepts(block, name))
             row = {"block": block, "k": k, "nonzeros": wanted_nonzeros(block, k), "methods": {}}
             methods = rows.setdefault(block, row)["methods"]
-            methods[name] = _compared(errors, ours.setdefault(block, errors))
+            again = {str(k): _again(run, block, name, k) for k in BACK}
+            compared = _compared(errors, ours.setdefault(block, errors))
+            methods[name] = compared | {"comes_back": again}
             write(
                 run, "concepts", list(rows.values()), test_photographs=PHOTOGRAPHS,
-                left_out="every fourth photograph", affordable=AFFORDABLE,
+                left_out="every fourth photograph", affordable=AFFORDABLE, seeds=SEEDS,
             )  # fmt: skip
 
 
@@ -47,16 +58,54 @@ def _of_all_seeds(run: Run, block: str, name: str) -> dict[str, Tensor]:
     """One extractor's numbers, of every seed."""
     left_out, seen = one_per_photograph(run, block)
     of_seeds = []
-    for draw in range(SEEDS.get(name, 1)):
+    for draw in range(SEEDS):
         concepts = run.concepts(block, name, draw)
         nonzeros = wanted_nonzeros(block, len(concepts))
         errors = _errors(concepts, left_out, seen, nonzeros)
+        if isinstance(concepts, Encoded):
+            errors |= _own(concepts, run.concepts(block), left_out, nonzeros)
+            errors["dead"] = torch.tensor(float(unused(concepts, run.kept(block))))
         of_seeds.append(errors | {"seconds": torch.tensor(run.seconds(block, name, draw))})
     every = {part: torch.stack([each[part] for each in of_seeds]) for part in of_seeds[0]}
     # The pursuit takes longer than all else, so it has the first seed alone.
     first, beta = run.concepts(block, name), run.network.bn_shift(block)
     pursued = _pursued(first, left_out, beta, round(nonzeros))
     return every | {"pursuit": pursued["errors"][None]}
+
+
+def _again(run: Run, block: str, name: str, k: int) -> list[float]:
+    """Excess agreement, of every seed, or NaN where a third of the photographs is too small."""
+    kept = ~run.pfvs.held_out(block)
+    ids = run.pfvs.picture_ids(block)[kept]
+    given = run.kept(block), run.network.bn_shift(block), run.pfvs.photographs[ids]
+    classes = run.pfvs.predictions()[ids]
+    fit = EXTRACTORS[name].fit
+    return [float(comes_back(*given, classes, k, fit, seed)["excess"]) for seed in range(SEEDS)]
+
+
+@artifacts.cached("comes-back")
+def comes_back(
+    x: Tensor, beta: Tensor, photographs: Tensor, classes: Tensor, k: int,
+    fit: Callable[..., Concepts], seed: int,
+) -> dict[str, Tensor]:  # fmt: skip
+    """How far other photographs give the same concepts: what families are chosen by, for any fit.
+
+    The photographs are dealt into thirds A, B and C (:func:`gig_helpers.families.thirds`). C's PFVs
+    are sorted by the nearest concept of A's and by that of B's; their adjusted mutual information,
+    less that with as many PFVs of B drawn blindly, is the excess.
+    """
+    third = thirds(photographs, classes, torch.Generator().manual_seed(seed))
+    one, other, judges = (x[third == part] for part in range(3))
+    if 2 * k > min(len(one), len(other)):
+        return {"excess": torch.tensor(torch.nan)}
+    by_one, by_other, by_chance = (
+        nearest_concept(judges, concepts).cpu()
+        for concepts in (
+            fit(one, beta, k, seed), fit(other, beta, k, seed), random_pfvs(other, beta, k, seed)
+        )
+    )  # fmt: skip
+    found = adjusted_mutual_info_score(by_one, by_other)
+    return {"excess": torch.tensor(found - adjusted_mutual_info_score(by_one, by_chance))}
 
 
 def one_per_photograph(run: Run, block: str) -> tuple[Tensor, Tensor]:
@@ -81,13 +130,30 @@ def _errors(
     concepts: Concepts, left_out: Tensor, seen: Tensor, nonzeros: float
 ) -> dict[str, Tensor]:
     """Rel-ℓ2 (PFVs,) on either side of the split, of codes by eq. 2."""
-    parts, directions = {}, concepts
-    if isinstance(concepts, SparseAutoencoder):
-        own, directions = concepts.encode(left_out), concepts.dictionary()
-        parts["nonzeros_own_codes"] = _nonzeros(own)
-        parts["own_codes"] = relative_l2(left_out, concepts.decode(own))
+    directions = concepts.dictionary() if isinstance(concepts, Encoded) else concepts
+    parts = {}
     for where, x in (("left_out", left_out), ("seen", seen)):
         parts[where], parts[f"nonzeros_{where}"] = missed(directions, x, nonzeros)
+    return parts
+
+
+@artifacts.cached("own-codes")
+def _own(concepts: Concepts, ours: Concepts, x: Tensor, nonzeros: float) -> dict[str, Tensor]:
+    """Rel-ℓ2 (PFVs,) of an encoder's own codes: all, as many as wanted, and ours at their number.
+
+    As many as wanted are those of each PFV that bring most; an encoder may have fewer.
+    """
+    own = concepts.encode(x)
+    brought = own.abs() * concepts.vectors.norm(dim=1)
+    largest = brought.topk(round(nonzeros), dim=1).indices
+    kept = torch.zeros_like(own).scatter(1, largest, own.gather(1, largest))
+    parts = {}
+    for name, codes in (("own_codes", own), ("own_codes_kept", kept)):
+        parts[name] = relative_l2(x, concepts.decode(codes))
+        parts[f"nonzeros_{name}"] = _nonzeros(codes)
+    # More than half as many as channels are hard to have by the Lasso.
+    as_many = min(float(_nonzeros(own)), x.shape[1] / 2, len(ours.vectors) / 2)
+    parts["ours_at_own"], parts["nonzeros_ours_at_own"] = missed(ours, x, as_many)
     return parts
 
 
@@ -117,15 +183,22 @@ def _nonzeros(codes: Tensor) -> Tensor:
 def _compared(errors: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, Any]:
     """One extractor's mean errors, alone and beside those of the first.
 
-    An autoencoder's own codes, which the paper's table judges, stand beside our codes by eq. 2.
+    An encoder's own codes, which the paper's table judges, stand beside our codes by eq. 2: all of
+    them, as many as wanted, and all beside as many of ours (``own_codes_alike``).
     """
+    beside = dict.fromkeys(("own_codes", "own_codes_kept"), ours["left_out"])
+    beside |= {where: ours[where] for where in ("left_out", "seen", "pursuit")}
+    judged = {where: errors[where] for where in beside if where in errors}
+    if "ours_at_own" in errors:
+        judged["own_codes_alike"] = errors["own_codes"]
+        beside["own_codes_alike"] = errors["ours_at_own"]
     entry: dict[str, Any] = {"records": _records(errors)}
-    for where in errors.keys() & {"left_out", "seen", "pursuit", "own_codes"}:
-        mean = errors[where].mean(dim=0)
-        beside = ours["left_out" if where == "own_codes" else where].mean(dim=0)
+    for where, of_seeds in judged.items():
+        mean = of_seeds.mean(dim=0)
         entry[where] = asdict(interval(mean)) | {
-            "seeds": rounded(errors[where].mean(dim=1)),
-            "minus_ours": minus(mean, beside, len(PAPER["table_1"])),
+            "seeds": rounded(of_seeds.mean(dim=1)),
+            "photographs": rounded(mean),
+            "minus_ours": minus(mean, beside[where].mean(dim=0), len(PAPER["table_1"])),
         }
     return entry
 

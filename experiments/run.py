@@ -45,13 +45,14 @@ TIMED_PICTURES = 1
 """Pictures that the seconds of every step are measured on."""
 
 
-AFFORDABLE = {"kmeans": 512, "sae": 256, "dictionary_learning": 0}
-"""Channels of the widest block that an extractor is run at.
+AFFORDABLE = {
+    "kmeans": 512, "sae": 256, "dictionary_learning": 256, "top_k": 256, "archetypal": 256,
+    "matching_pursuit": 256, "nmf": 256, "ica": 1024,
+}  # fmt: skip
+"""Channels of the widest block that an extractor is run at where there is no GPU.
 
-Twice as many channels are twice as many concepts too, and take four times longer or more.
-
-Dictionary learning took 268 s for three of its passes over 10,000 PFVs with 1,650 concepts; five
-epochs of the SAE, which has no limit here, took 1,395 s at layer4.2.
+Twice as many channels are twice as many concepts too, and take four times longer or more: five
+epochs of the SAE took 1,395 s at layer4.2. A GPU does it all, but for NMF, which knows none.
 """
 
 
@@ -81,7 +82,8 @@ class Run:
     def affordable(self, block: str, extractor: str) -> bool:
         """Whether an extractor makes 8 concepts per channel of this block in minutes."""
         channels = self.network.channels(block)
-        return channels <= AFFORDABLE.get(extractor, channels)
+        fast = self.network.device.type == "cuda" and extractor != "nmf"
+        return fast or channels <= AFFORDABLE.get(extractor, channels)
 
     def concepts(self, block: str, extractor: str = "bisecting", draw: int = 0) -> Concepts:
         """A block's concepts, of the PFVs that are not held out; every draw has its own seed."""

@@ -1,11 +1,8 @@
 """Rivals of the bisecting clustering, by scikit-learn or by chance (section 4, appendix F)."""
 
-from functools import partial
-
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
-from sklearn.decomposition import MiniBatchDictionaryLearning
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -64,46 +61,6 @@ def kmeans(
     # Where vectors repeat, KMeans returns fewer clusters than asked for.
     labels = torch.from_numpy(np.unique(clusters, return_inverse=True)[1]).to(x.device)
     return Concepts(concept_vectors(x, labels, beta, average), beta, labels, block)
-
-
-def dictionary_learning(
-    x: Tensor, beta: Tensor, k: int, seed: int = 0, *, alpha: float | None = None,
-    max_iter: int = 20, block: str = "",
-) -> Concepts:  # fmt: skip
-    """Dictionary learning with LARS (Mairal et al., 2009), by scikit-learn, in small batches.
-
-    Parameters
-    ----------
-    x, beta, k
-        (N, C), (C,) and k, as in :func:`random_pfvs`, with its errors.
-    alpha
-        λ of eq. 2 in training, where atoms have unit length. ``None``: a tenth of the mean
-        ‖x − β‖.
-    max_iter
-        Passes over the data, at most. The time grows with k² and more.
-
-    Examples
-    --------
-    >>> x = torch.randn(60, 4)
-    >>> atoms = dictionary_learning(x, torch.zeros(4), 6, max_iter=2).vectors
-    >>> atoms.shape, bool((atoms.norm(dim=1) < 1.001).all())
-    (torch.Size([6, 4]), True)
-    """
-    centred = centre(x, beta, k)
-    model = MiniBatchDictionaryLearning(
-        k,
-        alpha=float(centred.norm(dim=1).mean()) / 10 if alpha is None else alpha,
-        max_iter=max_iter,
-        fit_algorithm="lars",
-        batch_size=256,
-        random_state=seed,
-    ).fit(centred.cpu().numpy())
-    vectors = torch.from_numpy(model.components_).to(x).contiguous()
-    return Concepts(vectors, beta, nearest_centre(centred, vectors), block)
-
-
-# Three passes are what it can have in minutes.
-extractor("dictionary_learning", "dictionary learning")(partial(dictionary_learning, max_iter=3))
 
 
 def centre(x: Tensor, beta: Tensor, k: int) -> Tensor:
