@@ -50,6 +50,8 @@ class Pictures(Dataset):
         Of the network that they are for.
     classes
         Names that the labels count in.
+    change
+        What every view goes through before it is seen; see :meth:`changed`.
 
     Examples
     --------
@@ -69,6 +71,7 @@ class Pictures(Dataset):
     boxes: tuple[tuple[float, float, float, float], ...]
     preprocessing: Preprocessing = Preprocessing()
     classes: tuple[str, ...] = ()
+    change: Callable[[Image.Image], Image.Image] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -104,15 +107,43 @@ class Pictures(Dataset):
         image = image.crop([round(share * length) for share, length in corners])  # type: ignore[arg-type]
         size, resize, *_, interpolation = self.preprocessing
         how = v2.InterpolationMode(interpolation)
-        return v2.functional.center_crop(v2.functional.resize(image, [resize], how), [size])
+        seen = v2.functional.center_crop(v2.functional.resize(image, [resize], how), [size])
+        return seen if self.change is None else self.change(seen)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of every file's relative path, size and view, and of its own preprocessing."""
+        """Hash of every file's relative path, size and view, and of its own preprocessing.
+
+        A change is known by what it makes of noise.
+        """
         sizes = [file.stat().st_size if file.exists() else -1 for file in self.files]
-        own = [] if self.preprocessing == Preprocessing() else [self.preprocessing]
+        own: list[Any] = [] if self.preprocessing == Preprocessing() else [self.preprocessing]
+        if self.change is not None:
+            size = self.preprocessing.size
+            noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+            made = self.change(Image.fromarray(noise)).tobytes()
+            own.append(hashlib.sha256(made).hexdigest())
         text = json.dumps([*zip(self.paths, sizes, self.boxes, strict=True), *own])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def changed(self, change: Callable[[Image.Image], Image.Image]) -> "Pictures":
+        """The same views, each after a change of its image: twins that differ in one thing.
+
+        Parameters
+        ----------
+        change
+            From an RGB image, resized and cropped, to one of the same size; always the same one.
+
+        Examples
+        --------
+        >>> from PIL import ImageOps
+        >>> pictures = load_pictures("sample").subset([0])
+        >>> twins = pictures.changed(ImageOps.mirror)
+        >>> torch.equal(twins[0], pictures[0].flip(2)), twins.labels == pictures.labels
+        (True, True)
+        """
+        before = self.change
+        return replace(self, change=change if before is None else lambda x: change(before(x)))
 
     def subset(self, indices: list[int] | range) -> "Pictures":
         """The pictures with these indices, in this order."""
