@@ -13,6 +13,7 @@ from . import (
     sampling,
     scale,
     shared,
+    shortcut,
 )
 from .run import start
 
@@ -26,6 +27,7 @@ PARTS = {
     "graphs": graphs.make,
     "paths": paths.make,
     "sampling": sampling.make,
+    "shortcut": shortcut.make,
     "scale": scale.make,
 }
 

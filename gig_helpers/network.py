@@ -481,7 +481,7 @@ class Network:
             self._graphs[source, target] = fx.GraphModule(self.program, graph)
         return self._graphs[source, target]
 
-    def without(self, block: str, directions: Tensor, beta: Tensor) -> nn.Module:
+    def without(self, block: str, directions: Tensor, beta: Tensor) -> nn.Sequential:
         """The network without some directions of a block: a repair that needs no codes.
 
         x − V̂V̂ᵀ(x − β) at every position, an affine map of channels: a 1×1 convolution, or where
@@ -498,8 +498,9 @@ class Network:
 
         Returns
         -------
-        torch.nn.Module
-            Normalised pictures (N, 3, H, W) to logits (N, classes); a copy, no weights shared.
+        torch.nn.Sequential
+            Below, projection, above: from normalised pictures (N, 3, H, W) to logits (N, classes).
+            A copy, which shares no weights.
 
         Raises
         ------

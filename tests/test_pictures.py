@@ -1,6 +1,7 @@
 """data/pictures.py: pictures come whole or are named, and labels are read from folders."""
 
 import urllib.error
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -155,3 +156,18 @@ def test_changes_follow_each_other(pictures):
     both = pictures.subset([0]).changed(AddWatermark(224)).changed(ImageOps.flip)
     expected = ImageOps.flip(AddWatermark(224)(pictures.image(0)))
     assert np.array_equal(np.asarray(both.image(0)), np.asarray(expected))
+
+
+def test_pictures_and_their_twins_are_one_set(pictures):
+    clean = pictures.subset([0, 6])
+    both = clean.joined(clean.changed(ImageOps.flip))
+    assert both.paths == 2 * clean.paths and repr(both) == "sample: 2 photographs (4 views)"
+    assert torch.equal(both[:2], clean[:]) and torch.equal(both[2:], clean[:].flip(2))
+    assert torch.equal(both.subset([3, 0])[:], torch.stack([clean[1].flip(1), clean[0]]))
+    twins = clean.changed(ImageOps.flip)
+    prints = {p.fingerprint for p in (clean, twins, both, twins.joined(clean), clean.joined(clean))}
+    assert len(prints) == 5
+    turned = both.changed(ImageOps.flip)
+    assert torch.equal(turned[:], both[:].flip(2)), "of some a second change"
+    with pytest.raises(ValueError, match="for two networks"):
+        clean.joined(replace(clean, preprocessing=Preprocessing(32)))
