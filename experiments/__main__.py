@@ -14,6 +14,7 @@ from . import (
     sampling,
     scale,
     shared,
+    shortcut,
 )
 from .run import start
 
@@ -28,6 +29,7 @@ PARTS = {
     "graphs": graphs.make,
     "paths": paths.make,
     "sampling": sampling.make,
+    "shortcut": shortcut.make,
     "scale": scale.make,
 }
 

@@ -44,9 +44,8 @@ def _support(run: Run, block: str, share: float) -> dict[str, Any]:
     tree = BisectingSphericalKMeans(max(LEVELS), random_state=run.profile.seed).fit(x - beta)
     grown = torch.from_numpy(tree.labels_), torch.from_numpy(tree.parents_)
     table = families.support(*grown, origin[rows], excess, LEVELS)
-    levels = table.astype(float).reset_index().to_dict("records")
-    for row, values in zip(levels, excess.T.tolist(), strict=True):
-        row["splits"] = values
+    table["splits"] = excess.T.tolist()
+    levels = table.dropna().reset_index().to_dict("records")  # a third is too small for the others
     return {
         "block": block, "photographs": len(chosen), "pfvs": len(x),
         "supported": families.supported(table), "levels": levels,

@@ -20,7 +20,7 @@ R            contribution of a position to the output (SRD)               (HW,)
 The order of a run: :func:`load_network`, :func:`load_pictures`, :func:`sample` (PFVs),
 :func:`fit_concepts`, :func:`decompose`. Of a decomposition one asks :func:`attribute`,
 :func:`deletion_insertion`, :func:`concept_graph`, and of a whole data set :func:`class_concepts`,
-:func:`contrast` and :func:`matches`.
+:func:`contrast`, :func:`suspects` and :func:`matches`.
 
 Examples
 --------
@@ -48,7 +48,7 @@ from .network import Network, load_network
 from .pfv import PFVDataset, sample
 from .report.examples import illustrate
 from .report.graph_page import save_html
-from .report.questions import class_concepts, contrast, matches
+from .report.questions import class_concepts, contrast, matches, suspects
 
 __all__ = [
     "EXTRACTORS",
@@ -75,4 +75,5 @@ __all__ = [
     "method",
     "sample",
     "save_html",
+    "suspects",
 ]

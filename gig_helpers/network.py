@@ -481,6 +481,61 @@ class Network:
             self._graphs[source, target] = fx.GraphModule(self.program, graph)
         return self._graphs[source, target]
 
+    def without(self, block: str, directions: Tensor, beta: Tensor) -> nn.Sequential:
+        """The network without some directions of a block: a repair that needs no codes.
+
+        x − V̂V̂ᵀ(x − β) at every position, an affine map of channels: a 1×1 convolution, or where
+        channels lie last a linear layer, between the graphs below and above the block. Nothing of
+        this package is in the result, which ``torch.save`` and ``torch.export`` take as any other.
+        Not in the paper.
+
+        Parameters
+        ----------
+        directions
+            (m, C), of any lengths; what they span is taken out.
+        beta
+            (C,), where "nothing" lies, such as a block's ``concepts.beta``.
+
+        Returns
+        -------
+        torch.nn.Sequential
+            Below, projection, above: from normalised pictures (N, 3, H, W) to logits (N, classes).
+            A copy, which shares no weights.
+
+        Raises
+        ------
+        KeyError
+            If the block is unknown.
+        ValueError
+            If directions and β do not have the block's channels.
+
+        Examples
+        --------
+        >>> from torchvision.models import resnet18
+        >>> network, images = Network(resnet18(), device="cpu"), torch.randn(1, 3, 64, 64)
+        >>> repaired = network.without("layer4.1", torch.eye(512)[:2], torch.zeros(512))
+        >>> repaired(images).shape, [type(part).__name__ for part in repaired]
+        (torch.Size([1, 1000]), ['GraphModule', 'Conv2d', 'GraphModule'])
+        """
+        node, channels = self.node(block), self.channels(block)
+        if directions.shape[1:] != (channels,) or beta.shape != (channels,):
+            raise ValueError(
+                f"{block} has {channels} channels: expected directions (m, C) and beta (C,), got "
+                f"{tuple(directions.shape)} and {tuple(beta.shape)}"
+            )
+        # In float64, and by SVD: families' directions may be nearly alike.
+        _, sizes, rows = torch.linalg.svd(directions.double(), full_matrices=False)
+        basis = rows[sizes > 1e-6 * sizes.amax()]
+        out = basis.T @ basis
+        last = node.meta["channels"] != (1,) or len(node.meta["shape"]) == 2
+        layer: Any = nn.Linear(channels, channels) if last else nn.Conv2d(channels, channels, 1)
+        weight = torch.eye(channels).to(out) - out
+        layer.weight.data = weight.reshape(layer.weight.shape)
+        layer.bias.data = out @ beta.to(out)
+        above = self._between(block, None)
+        parts = self._graph(self._live[0], node), layer.to(self.device, self.dtype), above
+        return copy.deepcopy(nn.Sequential(*parts).eval().requires_grad_(False))
+
     # ------------------------------------------------------------------------ positions
 
     def positions(self, x: Tensor, block: str) -> Tensor:

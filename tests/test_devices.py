@@ -30,6 +30,7 @@ from gig_helpers import (
     matches,
     pfv,
     srd,
+    suspects,
 )
 from gig_helpers.clustering import BisectingSphericalKMeans, nearest_centre
 from gig_helpers.codes import relative_l2
@@ -41,7 +42,7 @@ from gig_helpers.extractors.simple import kmeans
 from gig_helpers.gig import class_relevance, gig, integrate
 from gig_helpers.lasso import duality_gap, objective
 from gig_helpers.paths import control_path, strongest_path
-from gig_helpers.report.examples import examples, localize, nearest_examples
+from gig_helpers.report.examples import examples, localize, nearest_examples, on_mask
 from gig_helpers.report.fidelity import class_fidelity
 from gig_helpers.report.statistics import compare
 from gig_helpers.report.studies import WRONG_TARGET, present_targets, study
@@ -189,8 +190,11 @@ USES = {
                 unlabelled(c), c.concepts, int(c.pfvs.predictions()[0]), tolerance=0.5),
             contrast(c.d, A, 0, 1, tolerance=0.5),
             matches(d, A, d, B),
+            suspects(d, A, [0, 1, 2], tolerance=0.5),
         )
     ],
+    "repair": lambda c: c.network.without(A, c.a.vectors[:2].cpu(), c.a.beta)(c.network.checked(
+        c.images)),
     "graph": lambda c: [
         torch.tensor(sorted(weight for _, _, weight in concept_graph(
             c.d[[0]], [0], top=3).edges(data="weight")))
@@ -209,6 +213,7 @@ USES = {
     ],
     "localisation": lambda c: localize(
         c.network, c.images[:1], A, torch.ones(c.codes[A].shape[1]), 3),
+    "scores on a mask": lambda c: list(on_mask(c.codes[A], c.codes[A] > 0)),
     "comparison": lambda c: torch.tensor(compare(c.codes[A][0, :, 0], c.codes[A][0, :, 1]).mean),
 }  # fmt: skip
 

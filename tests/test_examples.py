@@ -19,6 +19,7 @@ from gig_helpers.report.examples import (
     likeness,
     localize,
     nearest_examples,
+    on_mask,
     square,
 )
 
@@ -170,3 +171,29 @@ def test_localize_is_a_weighted_sum_of_ierfs():
     torch.testing.assert_close(localize(net, image, block, attributions, 5), expected)
     with pytest.raises(ValueError, match="one per position, got"):
         localize(net, image, block, attributions[:-1])
+
+
+def test_scores_on_a_mask_by_their_definitions():
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(5, 6, 7, generator=generator)
+    masks = torch.rand(5, 6, 7, generator=generator) < 0.3
+    mass, rank = on_mask(maps, masks)
+    for n in range(5):
+        positive, inside = maps[n].clamp(min=0).numpy(), masks[n].numpy()
+        assert mass[n] == pytest.approx(positive[inside].sum() / positive.sum(), abs=1e-6)
+        best = set(np.argsort(positive.flatten())[-inside.sum() :].tolist())
+        hits = best & set(np.flatnonzero(inside).tolist())
+        assert rank[n] == pytest.approx(len(hits) / inside.sum())
+
+
+def test_scores_have_ends_and_no_answer_where_there_is_none():
+    mask = torch.zeros(3, 2, 2, dtype=torch.bool)
+    mask[:2, 0] = True
+    at = mask.float()
+    assert [s.tolist()[:2] for s in on_mask(torch.stack([at[0], 1 - at[1], at[2]]), mask)] == [
+        [1.0, 0.0], [1.0, 0.0]
+    ]  # fmt: skip
+    for nothing in on_mask(torch.stack([-at[0], at[1], torch.ones(2, 2)]), mask):
+        assert nothing.isnan().tolist() == [True, False, True]
+    with pytest.raises(ValueError, match="of one shape, got"):
+        on_mask(at, mask[:2])

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -95,6 +97,53 @@ def test_a_fused_convolution_is_the_two_layers(name):
         known = {n: getattr(network.program, n.target) for n in node.args[1:3]}
         made = evaluate(node, {node.args[0]: x, **known})
         torch.testing.assert_close(made, norm(conv(x)))
+
+
+@pytest.mark.parametrize("name", ["v1.5", "tokens"])
+@torch.no_grad()
+def test_a_network_without_directions_is_projected_there_and_nowhere_else(name, tmp_path):
+    """By brute force at every position, in maps and in tokens; the file needs no gig_helpers."""
+    if name == "tokens":
+        model = randomised(torchvision.models.VisionTransformer(16, 4, 3, 2, 8, 16, num_classes=3))
+        network = Network(model.double(), device="cpu", input_size=(16, 16))
+    else:
+        network = random_network(name, torch.float64)
+    block, images = network.blocks[1], torch.randn(2, 3, *network.input_size).double()
+    channels = network.channels(block)
+    beta = torch.randn(channels).double()
+    directions = torch.randn(2, channels).double()
+    directions = torch.cat([directions, directions.sum(dim=0, keepdim=True)])  # of rank two
+    repaired = network.without(block, directions, beta)
+    x = network.positions(network.preactivations(images, [block])[block], block)
+    within = torch.linalg.lstsq(directions[:2].T, (x - beta).flatten(0, 1).T).solution
+    part = (directions[:2].T @ within).T.reshape(x.shape)
+    expected = network.segment(block)(x - part)
+    torch.testing.assert_close(repaired(images), expected, rtol=1e-8, atol=1e-8)
+    assert (repaired(images) - network.logits(images)).abs().max() > 1e-3
+    again = network.without(block, directions, beta)
+    assert repaired[1].weight.data_ptr() != again[1].weight.data_ptr()
+    torch.save(repaired, tmp_path / "repaired.pt")
+    torch.save((images, expected), tmp_path / "images.pt")
+    plain = (
+        "import sys, torch; model = torch.load('repaired.pt', weights_only=False);"
+        "images, expected = torch.load('images.pt');"
+        "assert torch.allclose(model(images), expected);"
+        "assert not any(name.startswith('gig') for name in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", plain], cwd=tmp_path, check=True)
+    exported = torch.export.export(repaired, (images,)).module()
+    torch.testing.assert_close(exported(images), expected, rtol=1e-8, atol=1e-8)
+
+
+def test_directions_have_the_blocks_channels():
+    network = random_network("v1.5")
+    block = network.blocks[0]
+    right, wrong = network.channels(block), network.channels(block) + 1
+    for a, b in ((wrong, right), (right, wrong)):
+        with pytest.raises(ValueError, match=f"{block} has {right} channels: expected directions"):
+            network.without(block, torch.ones(1, a), torch.ones(b))
+    with pytest.raises(KeyError, match="no block 'layer9'"):
+        network.without("layer9", torch.ones(1, right), torch.ones(right))
 
 
 @torch.no_grad()

@@ -1,12 +1,14 @@
 """data/pictures.py: pictures come whole or are named, and labels are read from folders."""
 
 import urllib.error
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from imagenet_w import AddWatermark
+from PIL import Image, ImageOps
 
 from gig_helpers import class_names, load_pictures
 from gig_helpers.data.pictures import SOURCES, UnreadablePicture
@@ -125,3 +127,47 @@ def test_sources_go_before_folders(tmp_path, monkeypatch):
     mine = load_pictures("sample").subset([3])
     monkeypatch.setitem(SOURCES, "mine", lambda: mine)
     assert load_pictures("mine").paths == mine.paths
+
+
+def test_a_change_is_seen_by_the_network_and_by_the_eye(pictures):
+    mark = AddWatermark(224)
+    clean = pictures.subset([0, 6])
+    marked = clean.changed(mark)
+    assert marked.labels == clean.labels and marked.paths == clean.paths
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    for i in range(2):
+        expected = (mark(clean[i] * std + mean) - mean) / std  # as imagenet-w has it
+        assert (marked[i] - expected).abs().max() < 0.02, "up to the rounding of a byte"
+        assert np.array_equal(np.asarray(marked.image(i)), np.asarray(mark(clean.image(i))))
+    mask = (marked[:] != clean[:]).any(dim=1)
+    rows = mask.any(dim=2).nonzero()[:, 1]
+    assert 0.02 < mask.float().mean() < 0.1 and 80 < rows.min() < rows.max() < 140
+    assert torch.equal(marked.subset([1])[0], marked[1])
+
+
+def test_a_change_is_known_by_what_it_does(pictures):
+    one, same = (pictures.changed(AddWatermark(224)) for _ in range(2))
+    other = pictures.changed(AddWatermark(224, text="once"))
+    assert one.fingerprint == same.fingerprint
+    assert len({p.fingerprint for p in (pictures, one, other, one.changed(ImageOps.flip))}) == 4
+
+
+def test_changes_follow_each_other(pictures):
+    both = pictures.subset([0]).changed(AddWatermark(224)).changed(ImageOps.flip)
+    expected = ImageOps.flip(AddWatermark(224)(pictures.image(0)))
+    assert np.array_equal(np.asarray(both.image(0)), np.asarray(expected))
+
+
+def test_pictures_and_their_twins_are_one_set(pictures):
+    clean = pictures.subset([0, 6])
+    both = clean.joined(clean.changed(ImageOps.flip))
+    assert both.paths == 2 * clean.paths and repr(both) == "sample: 2 photographs (4 views)"
+    assert torch.equal(both[:2], clean[:]) and torch.equal(both[2:], clean[:].flip(2))
+    assert torch.equal(both.subset([3, 0])[:], torch.stack([clean[1].flip(1), clean[0]]))
+    twins = clean.changed(ImageOps.flip)
+    prints = {p.fingerprint for p in (clean, twins, both, twins.joined(clean), clean.joined(clean))}
+    assert len(prints) == 5
+    turned = both.changed(ImageOps.flip)
+    assert torch.equal(turned[:], both[:].flip(2)), "of some a second change"
+    with pytest.raises(ValueError, match="for two networks"):
+        clean.joined(replace(clean, preprocessing=Preprocessing(32)))

@@ -9,7 +9,15 @@ import torch
 from conftest import sparse_codes, tiny_network
 from scipy import stats
 
-from gig_helpers import Concepts, Decomposition, attribute, class_concepts, contrast, matches
+from gig_helpers import (
+    Concepts,
+    Decomposition,
+    attribute,
+    class_concepts,
+    contrast,
+    matches,
+    suspects,
+)
 from gig_helpers.codes import decompose
 
 NAMES = ("wren", "owl", "junco", "finch")
@@ -121,6 +129,40 @@ def test_pulls_sum_to_the_change_of_the_difference(network):
         assert row["pull"] == pytest.approx(row["owl"] - row["wren"])
     with pytest.raises(ValueError, match="no class 'jungco'; it has junco, …"):
         contrast(d, block, "owl", "jungco")
+
+
+def test_suspects_by_hand(network):
+    """Each wrong photograph's pulls are shares of it, each class's photographs one vote."""
+    d = written(network, sparse_codes(6, 16, 5, share=0.7))
+    block, said = d.blocks[0], d.logits().argmax(dim=1).tolist()  # the same for all: empty pictures
+    others = [c for c in range(4) if c != said[0]]
+    labels = [others[0], others[0], others[0], others[1], said[0], others[2]]
+    table = suspects(d, block, labels, tolerance=1e-3)
+    votes, pulls = {}, []
+    for i in (0, 1, 2, 3, 5):
+        both = attribute(d[[i]], block, [said[0], labels[i]], tolerance=1e-3)[0].double()
+        pulls.append(both[0] - both[1])
+        share = pulls[-1].clamp(min=0) / pulls[-1].clamp(min=0).sum()
+        votes.setdefault(labels[i], []).append(share)
+    share = torch.stack([torch.stack(each).mean(dim=0) for each in votes.values()]).mean(dim=0)
+    pull = torch.stack(pulls)
+    strongest = pull.argmax(dim=1).tolist()
+    assert table["share"].is_monotonic_decreasing and sorted(table.index) == list(range(5))
+    for q, row in table.iterrows():
+        assert row["share"] == pytest.approx(float(share[q]), abs=1e-4)
+        assert row["pull"] == pytest.approx(float(pull[:, q].mean()), abs=1e-4)
+        assert row["photographs"] == strongest.count(q)
+        won = {labels[i] for i, q_ in zip((0, 1, 2, 3, 5), strongest, strict=True) if q_ == q}
+        assert row["classes"] == len(won)
+
+
+def test_a_photograph_that_is_right_is_no_suspicion(network):
+    d = written(network, sparse_codes(2, 16, 5, share=0.7))
+    said = d.logits().argmax(dim=1).tolist()
+    with pytest.raises(ValueError, match="none of 2 pictures wrong"):
+        suspects(d, d.blocks[0], said)
+    with pytest.raises(ValueError, match="3 labels for 2 pictures"):
+        suspects(d, d.blocks[0], [*said, 0])
 
 
 def presences(rows):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from torchvision.transforms import v2
 from .weights import AssetUnavailable, Preprocessing, cache_folder, socket_timeout
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+Change: TypeAlias = Callable[[Image.Image], Image.Image]
 
 
 class UnreadablePicture(ValueError):
@@ -50,6 +53,8 @@ class Pictures(Dataset):
         Of the network that they are for.
     classes
         Names that the labels count in.
+    changes
+        What each view goes through before it is seen, if anything; see :meth:`changed`.
 
     Examples
     --------
@@ -69,6 +74,7 @@ class Pictures(Dataset):
     boxes: tuple[tuple[float, float, float, float], ...]
     preprocessing: Preprocessing = Preprocessing()
     classes: tuple[str, ...] = ()
+    changes: tuple[Change | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -104,19 +110,78 @@ class Pictures(Dataset):
         image = image.crop([round(share * length) for share, length in corners])  # type: ignore[arg-type]
         size, resize, *_, interpolation = self.preprocessing
         how = v2.InterpolationMode(interpolation)
-        return v2.functional.center_crop(v2.functional.resize(image, [resize], how), [size])
+        seen = v2.functional.center_crop(v2.functional.resize(image, [resize], how), [size])
+        change = self._changes[index]
+        return seen if change is None else change(seen)
+
+    @property
+    def _changes(self) -> tuple[Change | None, ...]:
+        return self.changes or (None,) * len(self)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of every file's relative path, size and view, and of its own preprocessing."""
+        """Hash of every file's relative path, size and view, and of its own preprocessing.
+
+        A change is known by what it makes of noise.
+        """
         sizes = [file.stat().st_size if file.exists() else -1 for file in self.files]
-        own = [] if self.preprocessing == Preprocessing() else [self.preprocessing]
+        own: list[Any] = [] if self.preprocessing == Preprocessing() else [self.preprocessing]
+        size = self.preprocessing.size
+        noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+        made: dict[Change | None, str] = {}
+        for change in {*self.changes}:
+            if change is not None:
+                made[change] = hashlib.sha256(change(Image.fromarray(noise)).tobytes()).hexdigest()
+        own += [made.get(change) for change in self.changes]
         text = json.dumps([*zip(self.paths, sizes, self.boxes, strict=True), *own])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def changed(self, change: Change) -> "Pictures":
+        """The same views, each after a change of its image: twins that differ in one thing.
+
+        Parameters
+        ----------
+        change
+            From an RGB image, resized and cropped, to one of the same size; always the same one.
+
+        Examples
+        --------
+        >>> from PIL import ImageOps
+        >>> pictures = load_pictures("sample").subset([0])
+        >>> twins = pictures.changed(ImageOps.mirror)
+        >>> torch.equal(twins[0], pictures[0].flip(2)), twins.labels == pictures.labels
+        (True, True)
+        """
+
+        def after(before: Change | None) -> Change:
+            return change if before is None else lambda image: change(before(image))
+
+        after_each = {before: after(before) for before in self._changes}
+        return replace(self, changes=tuple(after_each[before] for before in self._changes))
+
+    def joined(self, other: "Pictures") -> "Pictures":
+        """These and others, of the same preprocessing and classes, such as twins (:meth:`changed`).
+
+        Raises
+        ------
+        ValueError
+            If they are for another network.
+
+        Examples
+        --------
+        >>> pictures = load_pictures("sample").subset([0])
+        >>> len(pictures.joined(pictures.changed(lambda image: image.rotate(180))))
+        2
+        """
+        if (self.preprocessing, self.classes) != (other.preprocessing, other.classes):
+            raise ValueError("pictures for two networks: load both for the same one")
+        names = ("files", "paths", "labels", "boxes")
+        every: dict[str, Any] = {n: getattr(self, n) + getattr(other, n) for n in names}
+        return replace(self, **every, changes=self._changes + other._changes)
+
     def subset(self, indices: list[int] | range) -> "Pictures":
         """The pictures with these indices, in this order."""
-        names = ("files", "paths", "labels", "boxes")
+        names = ("files", "paths", "labels", "boxes", *(["changes"] if self.changes else []))
         some: dict = {n: tuple(getattr(self, n)[i] for i in indices) for n in names}
         return replace(self, **some)
 

@@ -424,3 +424,46 @@ def localize(
     positions = torch.stack(torch.unravel_index(best, own), dim=1).cpu()
     fields = srd.ierf(network, image, block, positions[None])[0]
     return torch.tensordot(attributions[best], fields.to(attributions), dims=1)
+
+
+def on_mask(relevance: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Does relevance lie where the cause is known to lie? Mass and rank accuracy.
+
+    Of positive relevance the share on the mask, and of as many highest pixels as the mask has the
+    share that lies on it (Arras et al., CLEVR-XAI, 2022; as in Quantus, of a map without its
+    negative part). Ties among pixels are broken by their place. Not in the paper.
+
+    Parameters
+    ----------
+    relevance
+        Maps (N, H, W).
+    mask
+        (N, H, W), true where the cause is.
+
+    Returns
+    -------
+    mass, rank
+        (N,) each, 0 to 1; NaN where a mask is empty, or nothing is relevant.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+
+    Examples
+    --------
+    >>> relevance = torch.tensor([[[3.0, 1.0], [-2.0, 0.0]]])
+    >>> mass, rank = on_mask(relevance, torch.tensor([[[True, False], [True, False]]]))
+    >>> mass.tolist(), rank.tolist()  # of the two highest pixels one is on the mask
+    ([0.75], [0.5])
+    """
+    if relevance.shape != mask.shape or relevance.ndim != 3:
+        got = f"{tuple(relevance.shape)} and {tuple(mask.shape)}"
+        raise ValueError(f"expected maps and masks (N, H, W) of one shape, got {got}")
+    flat, inside = relevance.flatten(1).double().clamp(min=0), mask.flatten(1).bool()
+    mass = (flat * inside).sum(dim=1) / flat.sum(dim=1)
+    ranks = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    size = inside.sum(dim=1)
+    rank = ((ranks < size[:, None]) & inside).sum(dim=1) / size
+    known = (size > 0) & (flat.sum(dim=1) > 0)
+    return mass.where(known, torch.nan), rank.where(known, torch.nan)

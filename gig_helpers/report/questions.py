@@ -3,8 +3,9 @@
 Not in the paper, which shows graphs; these are tables.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
@@ -133,6 +134,68 @@ def contrast(
     table["pull"] = (values[0] - values[1]).numpy()
     used = _in_use(d, block).any(dim=0).cpu().numpy()
     return table[used].rename_axis("concept").sort_values("pull", ascending=False)
+
+
+def suspects(
+    d: Decomposition, block: str, labels: Sequence[int], *, tolerance: float = 0.05
+) -> pd.DataFrame:  # fmt: skip
+    """Which concepts mislead the network again and again: a search for shortcuts (eq. 7).
+
+    A concept that brings wrong classes to photographs of many classes is none of theirs. What each
+    pulls from the true class to the one that the network says is a share of all that pulls there,
+    so that no photograph counts more than another, and the shares are averaged over true classes,
+    so that no class does. Nobody has to know what to look for.
+
+    Parameters
+    ----------
+    d
+        Photographs with a label, of which those count that the network gets wrong.
+    labels
+        True class (N,) of each.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed by concept, the first suspect first: ``share`` of the pull, mean over true classes;
+        ``pull``, mean over photographs (logits); of how many ``photographs`` and true ``classes``
+        it is the strongest.
+
+    Raises
+    ------
+    ValueError
+        If there is not one label per picture, or the network gets none wrong.
+
+    Examples
+    --------
+    >>> from torchvision.models import resnet18
+    >>> network, block = Network(resnet18(), device="cpu"), "layer4.1"
+    >>> concepts = Concepts(torch.rand(3, 512), network.bn_shift(block), torch.arange(3), block)
+    >>> codes = {block: torch.rand(2, 4, 3)}
+    >>> d = Decomposition(network, torch.zeros(2, 3, 64, 64), {block: concepts}, codes)
+    >>> table = suspects(d, block, [998, 999])
+    >>> list(table), round(float(table["share"].sum()), 3), int(table["photographs"].sum())
+    (['share', 'pull', 'photographs', 'classes'], 1.0, 2)
+    """
+    if len(labels) != len(d):
+        raise ValueError(f"{len(labels)} labels for {len(d)} pictures")
+    said = d.logits().argmax(dim=1).tolist()
+    wrong = [i for i, label in enumerate(labels) if label != said[i]]
+    if not wrong:
+        raise ValueError(f"the network gets none of {len(d)} pictures wrong")
+    both = [[said[i], labels[i]] for i in wrong]
+    values = attribute(d[wrong], block, both, tolerance=tolerance).double().cpu()
+    pull = values[:, 0] - values[:, 1]
+    shares = pd.DataFrame((pull.clamp(min=0) / pull.clamp(min=0).sum(dim=1)[:, None]).numpy())
+    of_class = np.array([label for _, label in both])
+    first = pd.crosstab(pull.argmax(dim=1).numpy(), of_class).reindex(shares.columns, fill_value=0)
+    table = {
+        "share": shares.groupby(of_class).mean().mean(),
+        "pull": pull.mean(dim=0).numpy(),
+        "photographs": first.sum(axis=1),
+        "classes": (first > 0).sum(axis=1),
+    }
+    found = pd.DataFrame(table).rename_axis("concept")
+    return found.sort_values("share", ascending=False, kind="stable")
 
 
 def matches(d: Decomposition, block: str, other: Decomposition, other_block: str) -> pd.DataFrame:
