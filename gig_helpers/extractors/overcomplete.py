@@ -144,7 +144,7 @@ def autoencoder(
         options["points"] = centres
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = getattr(sae, kind)(x.shape[1], k, device=x.device, **options)
+        model = getattr(sae, kind)(x.shape[1], k, device=x.device, **options).to(x.dtype)
 
     def loss(target: Tensor, share: float) -> Tensor:
         pre_codes, codes, rebuilt = model(target)
