@@ -101,7 +101,8 @@ def comes_back(
     by_one, by_other, by_chance = (
         nearest_concept(judges, concepts).cpu()
         for concepts in (
-            fit(one, beta, k, seed), fit(other, beta, k, seed), random_pfvs(other, beta, k, seed)
+            fit(one, beta, k, seed), fit(other, beta, k, seed),
+            random_pfvs(other, beta, k, seed + SEEDS),
         )
     )  # fmt: skip
     found = adjusted_mutual_info_score(by_one, by_other)

@@ -129,7 +129,7 @@ USES = {
     ],
     "extractors": lambda c: [
         each.fit(c.x, c.a.beta, 5, block=A).vectors
-        for name, each in EXTRACTORS.items() if name != "sae"
+        for name, each in EXTRACTORS.items() if name not in ("sae", "ica")  # rounding grows
     ],
     "clustering": lambda c: [
         torch.from_numpy(model.predict(x) if new else model.labels_)

@@ -31,14 +31,13 @@ def pfvs(n=300, channels=12, directions=16, seed=0):
     return x + noise + beta, beta
 
 
-NEED_MORE = {"top_k", "archetypal", "matching_pursuit"}
-"""Those that the extra ``rivals`` is for."""
-
 missing = pytest.mark.skipif(not find_spec("overcomplete"), reason="the extra is not installed")
 each_fit = pytest.mark.parametrize(
     "fit",
     [
-        pytest.param(each.fit, id=name, marks=[missing] if name in NEED_MORE else [])
+        pytest.param(
+            each.fit, id=name, marks=[missing] if name in overcomplete.NEED_PACKAGE else []
+        )
         for name, each in EXTRACTORS.items()
     ],
 )
@@ -238,13 +237,13 @@ def test_sae_leaves_the_global_seed_alone():
 
 
 @missing
-@pytest.mark.parametrize("name", sorted(NEED_MORE))
+@pytest.mark.parametrize("name", overcomplete.NEED_PACKAGE)
 def test_autoencoders_of_the_package_are_what_it_trained(name, monkeypatch):
     """Codes and PFVs as its own model gives them, in the PFVs' unit."""
     x, beta = pfvs()
     made = {}
     kind = {"top_k": "TopKSAE", "archetypal": "RATopKSAE", "matching_pursuit": "MpSAE"}[name]
-    overcomplete.top_k(x[:20], beta, 4)  # imports the package
+    overcomplete.autoencoder(x[:20], beta, 4)  # imports the package
     package = sys.modules["overcomplete.sae"]
     plain = getattr(package, kind)
     monkeypatch.setattr(
@@ -264,7 +263,7 @@ def test_without_the_package_one_is_told_what_to_install(monkeypatch):
     x, beta = pfvs()
     monkeypatch.setitem(sys.modules, "overcomplete", None)
     with pytest.raises(ImportError, match=r"gig-helpers\[rivals\]"):
-        overcomplete.top_k(x, beta, 20)
+        overcomplete.autoencoder(x, beta, 20)
 
 
 def test_nmf_rebuilds_activations_by_codes_that_are_not_negative():

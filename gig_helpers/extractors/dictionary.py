@@ -39,7 +39,7 @@ def dictionary_learning(
     vectors = F.normalize(extract(x, beta, k, seed).vectors, dim=1)
     for _ in range(passes):
         concepts = tune(Concepts(vectors, beta, torch.zeros(0), block), x, seed=seed)
-        sparse = [concepts.encode(part, tol=1e-3).to_sparse() for part in x.split(1024)]
+        sparse = [concepts.encode(part).to_sparse() for part in x.split(1024)]
         _update(vectors, torch.cat(sparse), centred)
     return Concepts(vectors, beta, nearest_centre(centred, vectors), block)
 

@@ -8,6 +8,7 @@ factorisations, which that package takes from scikit-learn too, need no extra.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
@@ -106,52 +107,19 @@ class NonNegative(Encoded):
         return torch.from_numpy(codes).to(x).reshape(*x.shape[:-1], -1)
 
 
-@extractor("top_k", "top-k autoencoder")
-def top_k(x: Tensor, beta: Tensor, k: int, seed: int = 0, *, block: str = "") -> TopK:
-    """Autoencoder that keeps as many codes as the paper has (Gao et al., 2024).
+def autoencoder(
+    x: Tensor, beta: Tensor, k: int, seed: int = 0, *, kind: str = "TopKSAE", block: str = ""
+) -> Encoded:
+    """An autoencoder of the package that has as many codes as the paper's Lasso.
 
-    x (N, C), beta (C,), k and errors are those of :func:`random_pfvs`, here and in what follows.
-    """
-    return _largest(x, beta, k, seed, block, "TopKSAE")
+    ``"TopKSAE"`` (Gao et al., 2024), ``"RATopKSAE"``, whose atoms stay near averages of clusters'
+    centres (Fel et al., 2025), or ``"MpSAE"`` (Costa et al., 2025). Units that would die are kept
+    by the loss of the first two's source.
 
-
-@extractor("archetypal", "archetypal top-k autoencoder")
-def archetypal(x: Tensor, beta: Tensor, k: int, seed: int = 0, *, block: str = "") -> TopK:
-    """The same with atoms near averages of clusters' centres (RA-SAE, Fel et al., 2025)."""
-    centre(x, beta, k)
-    centres = extract(standardized(x)[0], torch.zeros_like(beta), k, seed, average="raw").vectors
-    return _largest(x, beta, k, seed, block, "RATopKSAE", points=centres)
-
-
-def _largest(
-    x: Tensor, beta: Tensor, k: int, seed: int, block: str, kind: str, **options: Tensor
-) -> TopK:
-    kept = _kept(x, k, block)
-    model, parts = _trained(x, beta, k, seed, kind, kept, **options)
-    linear, unit_length = model.encoder.final_block[0], standardized(x)[2]
-    encoder = linear.weight.detach() / unit_length
-    bias = linear.bias.detach() - encoder @ parts["beta"]
-    return TopK(**parts, block=block, encoder=encoder, encoder_bias=bias, kept=kept)
-
-
-@extractor("matching_pursuit", "matching-pursuit autoencoder")
-def matching_pursuit(
-    x: Tensor, beta: Tensor, k: int, seed: int = 0, *, block: str = ""
-) -> MatchingPursuit:
-    """Atoms that matching pursuit of as many steps is trained through (Costa et al., 2025)."""
-    steps = _kept(x, k, block)
-    parts = _trained(x, beta, k, seed, "MpSAE", steps)[1]
-    return MatchingPursuit(**parts, block=block, steps=steps)
-
-
-def _kept(x: Tensor, k: int, block: str) -> int:
-    return max(1, round(wanted_nonzeros(block, k, x.shape[1])))
-
-
-def _trained(
-    x: Tensor, beta: Tensor, k: int, seed: int, kind: str, kept: int, **options: Tensor
-) -> tuple[Any, dict[str, Any]]:
-    """An autoencoder of the package, and what concepts of every kind take from it.
+    Parameters
+    ----------
+    x, beta, k
+        (N, C), (C,) and k, as in :func:`random_pfvs`, with its errors.
 
     Raises
     ------
@@ -169,22 +137,39 @@ def _trained(
             "this rival needs a Python below 3.13 and: pip install 'gig-helpers[rivals]'"
         ) from error
     scaled, mean, unit_length = standardized(x)
-    sparsity = {"k" if kind == "MpSAE" else "top_k": kept}
+    kept, pursuit = max(1, round(wanted_nonzeros(block, k, x.shape[1]))), kind == "MpSAE"
+    options: dict[str, Any] = {"k" if pursuit else "top_k": kept}
+    if kind == "RATopKSAE":
+        centres = extract(scaled, torch.zeros_like(mean), k, seed, average="raw").vectors
+        options["points"] = centres
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = getattr(sae, kind)(x.shape[1], k, device=x.device, **sparsity, **options)
+        model = getattr(sae, kind)(x.shape[1], k, device=x.device, **options).to(x.dtype)
 
     def loss(target: Tensor, share: float) -> Tensor:
         pre_codes, codes, rebuilt = model(target)
-        if kind == "MpSAE":
+        if pursuit:
             return (target - rebuilt).square().mean()
         return top_k_auxiliary_loss(target, rebuilt, pre_codes, codes, model.get_dictionary())
 
     generator = torch.Generator().manual_seed(seed)
     losses = train(list(model.parameters()), loss, scaled, generator)
     vectors = model.eval().get_dictionary().detach() * unit_length
-    labels = nearest_centre(x - mean, vectors)
-    return model, {"vectors": vectors, "beta": mean, "labels": labels, "losses": losses}
+    parts = vectors, mean, nearest_centre(x - mean, vectors), block
+    if pursuit:
+        return MatchingPursuit(*parts, steps=kept, losses=losses)
+    linear = model.encoder.final_block[0]
+    encoder = linear.weight.detach() / unit_length
+    bias = linear.bias.detach() - encoder @ mean
+    return TopK(*parts, encoder=encoder, encoder_bias=bias, losses=losses, kept=kept)
+
+
+for _name, _title, _kind in (
+    ("top_k", "top-k autoencoder", "TopKSAE"),
+    ("archetypal", "archetypal autoencoder", "RATopKSAE"),
+    ("matching_pursuit", "matching-pursuit autoencoder", "MpSAE"),
+):
+    extractor(_name, _title)(partial(autoencoder, kind=_kind))
 
 
 @extractor("nmf", "NMF")
