@@ -32,6 +32,12 @@ VENDOR = {
 }
 """Installed package → a folder in it, and what is taken from there into the book's ``vendor/``."""
 
+FIRST_PAGE = [
+    ("shortcut", "10_shortcut", "fig-shortcut-cut"),
+    ("graph", "07_concept_graph", "fig-graph-picture"),
+]
+"""Figures that the first page shows with their answers: its own name, chapter, the figure's."""
+
 SCRIPTS = [ROOT / "bookbuild" / "plotly_figure.js", MODULE / "report" / "explore_graph.js"]
 """Our own scripts, which draw the interactive figures."""
 
@@ -92,8 +98,8 @@ def _stage(executed: list[Path]) -> None:
         (SOURCE / "book" / path.name).write_text(text, encoding="utf-8")
     (SOURCE / "book" / "provenance.md").write_text(_provenance(), encoding="utf-8")
     (SOURCE / "book" / "verdicts.md").write_text(verdicts.table(), encoding="utf-8")
-    for name, figure in (("graph", "fig-graph-picture"), ("path", "fig-graph-path")):
-        picture, answer = _shown(SOURCE / "book" / "07_concept_graph.ipynb", figure)
+    for name, chapter, figure in FIRST_PAGE:
+        picture, answer = _shown(SOURCE / "book" / f"{chapter}.ipynb", figure)
         (SOURCE / "book" / "images" / f"{name}.png").write_bytes(picture)
         (SOURCE / "book" / f"{name}.md").write_text(answer, encoding="utf-8")
     shutil.copy(ROOT / "_config.yml", SOURCE)

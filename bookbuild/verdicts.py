@@ -39,7 +39,8 @@ def verdict(tests: Mapping[str, Comparison]) -> str:
 def table() -> str:
     """All claims as a Markdown table."""
     parts = (
-        _classes, _readings, _pairs, _paths, _shared, _extractors, _sampling, _controls, _families
+        _classes, _readings, _pairs, _paths, _shared, _shortcut, _extractors, _sampling, _controls,
+        _families,
     )  # fmt: skip
     rows = [row for part in parts for row in part()]
     lines = ["| Claim | Evidence here | Verdict |", "|---|---|---|"]
@@ -128,6 +129,20 @@ def _paths() -> Iterator[Row]:
     for rival, claim in claims.items():
         tests = {"the chain": Comparison(**row["path_minus"][rival])}
         yield _judged(claim, tests, "logit lost without the path, chapter 7")
+
+
+def _shortcut() -> Iterator[Row]:
+    run = artifacts.recorded("shortcut")
+    claims = {
+        "random": "Three concepts that mislead, taken out, undo a shortcut more than any three",
+        "activation": "They undo it more than the three most active",
+        "nine tenths of the clean": "They bring back nine tenths of what is right without it",
+        "clean, within the margin": "Clean photographs lose less than 3 points by it",
+    }
+    for rival, claim in claims.items():
+        tests = {row["block"]: Comparison(**row["minus"][rival]) for row in run["rows"]}
+        where = f"a watermark, chapter 10, {run['settings']['evaluated']} held-out photographs"
+        yield _judged(claim, tests, where)
 
 
 def _extractors() -> Iterator[Row]:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import networkx as nx
 import pytest
 import torch
+from imagenet_w import AddWatermark
 
 from experiments import __main__ as command
 from experiments import (
@@ -24,6 +25,7 @@ from experiments import (
     sampling,
     scale,
     shared,
+    shortcut,
 )
 from gig_helpers import EXTRACTORS, METHODS, Concepts, decompose
 from gig_helpers.data import artifacts, profiles
@@ -319,6 +321,32 @@ def test_paths_have_the_fields_that_chapter_7_reads(small):
     lost = {name: arm["mean"] for name, arm in row["lost"].items()}
     for name, apart in row["path_minus"].items():
         assert apart["mean"] == pytest.approx(lost["path"] - lost[name], abs=1e-4)
+
+
+def test_a_shortcut_is_taken_out_and_each_photograph_is_written_down(small, monkeypatch):
+    for name, value in {"LEARNT": 8, "HELD_OUT": 6, "MISTAKES": 4, "GAP": 0.5}.items():
+        monkeypatch.setattr(shortcut, name, value)
+    shortcut.make(small)
+    found, recorded = written("shortcut"), artifacts.recorded("shortcut")
+    assert [row["block"] for row in found["rows"]] == [*BLOCKS]
+    for row in found["rows"]:
+        assert fields(row) == fields(recorded["rows"][0])
+        for of in row["outcomes"].values():
+            for part in of.values():
+                each = [int(value) for value in part["each"]]
+                assert len(each) == found["settings"]["evaluated"]
+                assert sum(each) / len(each) == pytest.approx(part["mean"])
+        three, nothing = (row["outcomes"][name] for name in ("suspects, 3", "nothing"))
+        cost = three["clean"]["mean"] - nothing["clean"]["mean"]
+        assert row["minus"]["clean, within the margin"]["mean"] == pytest.approx(cost + 0.03)
+    wet = found["rows"][0]["outcomes"]["nothing"]
+    assert wet == found["rows"][1]["outcomes"]["nothing"], "untouched, whatever the block"
+    # By the network itself, of the photographs that no concept was made of.
+    marked = small.pictures.changed(AddWatermark(224))
+    labelled = [i for i, label in enumerate(small.pictures.labels) if label is not None]
+    said = small.network.logits(marked[labelled]).argmax(1).tolist()
+    right = sum(said[n] == small.pictures.labels[i] for n, i in enumerate(labelled))
+    assert wet["right"]["each"].count("1") <= right
 
 
 def test_uniform_draws_differ_from_those_by_contribution(small, monkeypatch):

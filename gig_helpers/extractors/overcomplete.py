@@ -125,6 +125,13 @@ def autoencoder(
     ------
     ImportError
         If the package is not there.
+
+    Examples
+    --------
+    >>> autoencoder(torch.zeros(3, 2), torch.zeros(2), 4)
+    Traceback (most recent call last):
+        ...
+    ValueError: ...
     """
     centre(x, beta, k)
     try:

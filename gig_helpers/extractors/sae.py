@@ -19,7 +19,14 @@ PATIENCE = 10
 
 @dataclass(frozen=True)
 class Encoded(Concepts):
-    """Concepts whose codes come from an encoder of their own and not from eq. 2."""
+    """Concepts whose codes come from an encoder of their own and not from eq. 2.
+
+    Examples
+    --------
+    >>> concepts = Encoded(torch.eye(2), torch.zeros(2), torch.arange(2))
+    >>> concepts.needs_lam, concepts.dictionary().needs_lam
+    (False, True)
+    """
 
     needs_lam: ClassVar[bool] = False
 
@@ -72,7 +79,7 @@ class SparseAutoencoder(Encoded):
 
 
 def unused(concepts: Concepts, x: Tensor) -> int:
-    """Number of concepts that no PFV of x (N, C) uses: an autoencoder's dead units.
+    """Number of concepts that no PFV of x (N, C) uses: dead units, not in the paper.
 
     Examples
     --------
@@ -152,6 +159,8 @@ extractor("sae_short", "SAE, 5 epochs")(partial(sparse_autoencoder, epochs=5))
 def standardized(x: Tensor) -> tuple[Tensor, Tensor, float]:
     """x (N, C) less its mean, scaled to a mean squared length of C; the mean; the scale.
 
+    As in Templeton et al. (Anthropic, 2024), but for the mean.
+
     Examples
     --------
     >>> scaled, mean, unit = standardized(torch.tensor([[1.0, 0.0], [5.0, 0.0]]))
@@ -170,8 +179,12 @@ def train(
 ) -> tuple[float, ...]:  # fmt: skip
     """Lower an autoencoder's loss in place, by Adam; the loss of PFVs held out after each epoch.
 
+    How that of the paper is trained is not in the paper.
+
     Parameters
     ----------
+    x
+        (N, C), as :func:`standardized` makes them; a tenth is held out.
     loss
         Of a batch, and of the share of the warm-up that is over, from 0 to 1.
     epochs
