@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from captum.attr import LayerConductance
 from imagenet_w import AddWatermark
 from torch import Tensor
 
@@ -13,8 +14,11 @@ from gig_helpers.report.statistics import interval
 
 from .run import Run, minus, write
 
-LEARNT, HELD_OUT, MISTAKES = 60, 200, 20
-"""Photographs that make concepts, that are evaluated, and of the first those that are asked."""
+LEARNT, HELD_OUT, MISTAKES, FEW = 60, 200, 20, 8
+"""Photographs that make concepts, that are evaluated, and of the first those that are asked.
+
+The last: whose conductance is taken.
+"""
 
 FAMILIES, STEPS, MARGIN, GAP = 8, (1, 2, 3), 0.03, 0.1
 """Of a block; how many are taken out; of clean accuracy, what a repair may cost; of relevance."""
@@ -90,6 +94,14 @@ def _cuts(
             yield f"{by}, {n}", {side: x[side] - part[side] for side in x}
     directions = {"a direction from pairs": apart[None]}
     directions |= {f"projection, {n}": here.directions[first[:n]] for n in STEPS}
+    split = network.without(block, torch.zeros_like(here.directions[:1]), here.beta)
+    said = pfvs.predictions()[wrong[:FEW]].to(network.device)
+    conductance = LayerConductance(split, split[1]).attribute(
+        mistakes.images[:FEW], target=said, n_steps=8, internal_batch_size=2 * FEW
+    )
+    channels = network.positions(conductance, block).sum(dim=(0, 1)).argsort(descending=True)
+    axes = torch.eye(len(here.beta)).to(here.beta)
+    directions |= {f"channels, {n}": axes[channels[:n]] for n in (4, 16, 64)}
     for name, some in directions.items():
         layer = network.without(block, some, here.beta)[1]
         maps = {side: layer(network.arranged(y, block)) for side, y in x.items()}
