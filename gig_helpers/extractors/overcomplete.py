@@ -41,13 +41,13 @@ def available(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class TopK(SparseAutoencoder):
+class TopKAutoencoder(SparseAutoencoder):
     """Concepts of a sparse autoencoder that keeps the largest codes of each PFV (Gao et al., 2024).
 
     Examples
     --------
     >>> parts = {"encoder": torch.eye(2), "encoder_bias": torch.zeros(2), "kept": 1}
-    >>> sae = TopK(torch.eye(2), torch.zeros(2), torch.zeros(1), **parts)
+    >>> sae = TopKAutoencoder(torch.eye(2), torch.zeros(2), torch.zeros(1), **parts)
     >>> sae.encode(torch.tensor([3.0, 4.0])).tolist()
     [0.0, 4.0]
     """
@@ -168,7 +168,7 @@ def autoencoder(
     linear = model.encoder.final_block[0]
     encoder = linear.weight.detach() / unit_length
     bias = linear.bias.detach() - encoder @ mean
-    return TopK(*parts, encoder=encoder, encoder_bias=bias, losses=losses, kept=kept)
+    return TopKAutoencoder(*parts, encoder=encoder, encoder_bias=bias, losses=losses, kept=kept)
 
 
 for _name, _title, _kind in (
