@@ -1,37 +1,15 @@
 """``python -m experiments [PART …]``: the parts that are named, else all but ``scale``."""
 
 import sys
+from importlib import import_module
 
-from . import (
-    classes,
-    controls,
-    extractors,
-    families,
-    graphs,
-    interlayer,
-    paths,
-    readings,
-    sampling,
-    scale,
-    shared,
-    shortcut,
-)
 from .run import start
 
-PARTS = {
-    "classes": classes.make,
-    "interlayer": interlayer.make,
-    "extractors": extractors.make,
-    "controls": controls.make,
-    "families": families.make,
-    "readings": readings.make,
-    "shared": shared.make,
-    "graphs": graphs.make,
-    "paths": paths.make,
-    "sampling": sampling.make,
-    "shortcut": shortcut.make,
-    "scale": scale.make,
-}
+NAMES = (
+    "classes", "interlayer", "extractors", "controls", "families", "readings", "shared", "graphs",
+    "paths", "sampling", "shortcut", "scale",
+)  # fmt: skip
+PARTS = {name: import_module(f"{__package__}.{name}").make for name in NAMES}
 
 
 def main() -> None:

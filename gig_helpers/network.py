@@ -533,8 +533,9 @@ class Network:
         layer.weight.data = weight.reshape(layer.weight.shape)
         layer.bias.data = out @ beta.to(out)
         above = self._between(block, None)
-        parts = self._graph(self._live[0], node), layer.to(self.device, self.dtype), above
-        return copy.deepcopy(nn.Sequential(*parts).eval().requires_grad_(False))
+        parts = self._graph(self._live[0], node), layer, above
+        repaired = copy.deepcopy(nn.Sequential(*parts)).eval().requires_grad_(False)
+        return repaired.to(self.device, self.dtype)
 
     # ------------------------------------------------------------------------ positions
 
