@@ -227,9 +227,9 @@ def _families() -> Iterator[Row]:
     listed = ", ".join(f"{level} at {block}" for block, level in some.items())
     yield (
         "Families are the data set's: other photographs give them again",
-        f"the largest number whose agreement is above that of blind draws by "
-        f"{run['settings']['floor']} or more (95 %): {listed or 'none'} of "
-        f"{len(whole)} blocks ({{numref}}`fig-concepts-agreement`)",
+        "the largest number whose agreement, with 95 % confidence, is more than "
+        f"{run['settings']['floor']} above that of blind draws: {listed or 'none'}; at {len(some)} "
+        f"of {len(whole)} blocks there is one ({{numref}}`fig-concepts-agreement`)",
         "holds" if len(some) == len(whole) else "holds in part" if some else "does not hold",
     )
 

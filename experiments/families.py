@@ -38,9 +38,8 @@ def _support(run: Run, block: str, share: float) -> dict[str, Any]:
     chosen = every[torch.randperm(len(every), generator=generator)[: round(share * len(every))]]
     rows = torch.isin(origin, chosen)
     x, beta = pfvs.vectors(block)[rows].to(run.network.device), run.network.bn_shift(block)
-    labels = zip(pfvs.pictures.labels, pfvs.predictions().tolist(), strict=True)
-    classes = torch.tensor([said if label is None else label for label, said in labels])
-    excess = families.agreement(x, beta, origin[rows], classes[ids[rows]], levels=LEVELS)
+    classes = pfvs.classes()[ids[rows]]
+    excess = families.agreement(x, beta, origin[rows], classes, levels=LEVELS)
     tree = BisectingSphericalKMeans(max(LEVELS), random_state=run.profile.seed).fit(x - beta)
     grown = torch.from_numpy(tree.labels_), torch.from_numpy(tree.parents_)
     table = families.support(*grown, origin[rows], excess, LEVELS)

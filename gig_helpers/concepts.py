@@ -451,8 +451,8 @@ def wanted_nonzeros(block: str, k: int, channels: int = 0) -> float:
 
     For a block that is none of the table's stages C/32, and 2 at least: the table's counts lie
     between C/43 and C/20. Where there are fewer concepts than the paper's, a sixteenth of them is
-    the most, and 2 at least: somewhat more than PFVs left out pay for by an extended Bayesian
-    criterion (Chen & Chen, 2008; chapter 3), so that reconstructions keep more of the answer.
+    the most, and 2 at least: at most blocks more than PFVs left out pay for by an extended
+    Bayesian criterion (Chen & Chen, 2008; chapter 3), so that reconstructions keep the answer.
 
     Parameters
     ----------
@@ -647,11 +647,8 @@ def support_of(
 @artifacts.cached("agreement")
 def _agreement(pfvs: PFVDataset, block: str, beta: Tensor, held_out: bool) -> dict[str, Tensor]:
     ids, kept = pfvs.picture_ids(block), _kept(pfvs, block, held_out)
-    said = pfvs.predictions().tolist()
-    labels = zip(pfvs.pictures.labels, said, strict=True)
-    classes = torch.tensor([own if label is None else label for label, own in labels])[ids[kept]]
-    x = pfvs.vectors(block)[kept].to(beta)
-    return {"excess": families.agreement(x, beta, pfvs.photographs[ids[kept]], classes)}
+    x, ids = pfvs.vectors(block)[kept].to(beta), ids[kept]
+    return {"excess": families.agreement(x, beta, pfvs.photographs[ids], pfvs.classes()[ids])}
 
 
 def nearest_concept(x: Tensor, concepts: Concepts) -> Tensor:

@@ -486,7 +486,7 @@ class Network:
 
         x − V̂V̂ᵀ(x − β) at every position, an affine map of channels: a 1×1 convolution, or where
         channels lie last a linear layer, between the graphs below and above the block. Nothing of
-        this package is in the result, which ``torch.save`` and ``torch.export`` take as any other.
+        this package is in the result, which ``torch.export`` takes as any other.
         Not in the paper.
 
         Parameters

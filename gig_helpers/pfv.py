@@ -71,6 +71,7 @@ class PFVDataset:
     ...     print("its share:", pfvs.contributions("layer4.2")[1].item())
     ...     print("its picture:", pictures.paths[pfvs.picture_ids("layer4.2")[1]])
     ...     print("predicted:", pfvs.predictions().tolist())
+    ...     print("of class:", pfvs.classes().tolist())
     ...     print("seen right:", pfvs.right(), "and wrong:", pfvs.wrong())
     ...     print("held out:", pfvs.held_out("layer4.2").tolist())
     3 PFVs (3, 3)
@@ -78,6 +79,7 @@ class PFVDataset:
     its share: 0.25
     its picture: a.png
     predicted: [13, 7]
+    of class: [13, 8]
     seen right: [0] and wrong: [1]
     held out: [True, True, False]
     """
@@ -114,6 +116,12 @@ class PFVDataset:
         predictions = torch.full((len(self.pictures.paths),), -1)
         predictions[self._column("pictures")] = self._column("predictions")
         return predictions
+
+    def classes(self) -> Tensor:
+        """Class (N,) of each picture: its label, or what the network says; −1 as above."""
+        said = self.predictions()
+        labels = torch.tensor([-1 if label is None else label for label in self.pictures.labels])
+        return torch.where((labels < 0) | (said < 0), said, labels)
 
     def right(self) -> list[int]:
         """Indices of the pictures whose label is what the network says."""

@@ -10,6 +10,7 @@ import timm
 import torch
 import torchvision
 from conftest import SMALL, random_network, randomised
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -122,17 +123,16 @@ def test_a_network_without_directions_is_projected_there_and_nowhere_else(name, 
     assert (repaired(images) - network.logits(images)).abs().max() > 1e-3
     again = network.without(block, directions, beta)
     assert repaired[1].weight.data_ptr() != again[1].weight.data_ptr()
-    torch.save(repaired, tmp_path / "repaired.pt")
-    torch.save((images, expected), tmp_path / "images.pt")
+    torch.export.save(torch.export.export(repaired, (images,)), tmp_path / "repaired.pt2")
+    save_file({"images": images, "expected": expected}, tmp_path / "images.safetensors")
     plain = (
-        "import sys, torch; model = torch.load('repaired.pt', weights_only=False);"
-        "images, expected = torch.load('images.pt');"
-        "assert torch.allclose(model(images), expected);"
+        "import sys, torch; from safetensors.torch import load_file;"
+        "model = torch.export.load('repaired.pt2').module();"
+        "given = load_file('images.safetensors');"
+        "assert torch.allclose(model(given['images']), given['expected']);"
         "assert not any(name.startswith('gig') for name in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", plain], cwd=tmp_path, check=True)
-    exported = torch.export.export(repaired, (images,)).module()
-    torch.testing.assert_close(exported(images), expected, rtol=1e-8, atol=1e-8)
 
 
 def test_directions_have_the_blocks_channels():
@@ -214,29 +214,33 @@ def test_a_convolution_that_another_layer_reads_too_stays_itself():
         torch.testing.assert_close(network.logits_from(x, block), network.model(images))
 
 
-class Subtracted(ReadTwice):
-    """What a convolution makes is taken away, from what it sees or from what it is seen beside."""
+class Difference(ReadTwice):
+    """What a convolution makes less what it sees, or the other way round; or their sum's like."""
 
-    def __init__(self, first):
+    def __init__(self, first, added):
         super().__init__()
-        self.conv, self.first = nn.Conv2d(8, 8, 3, padding=1), first
+        self.conv, self.first, self.added = nn.Conv2d(8, 8, 3, padding=1), first, added
 
     def forward(self, x):
         x = self.stem(x)
-        z = self.conv(x)
-        return self.fc((z - x if self.first else x - z).relu().mean((2, 3)))
+        a, b = (self.conv(x), x) if self.first else (x, self.conv(x))
+        return self.fc((a + -1.0 * b if self.added else a - b).relu().mean((2, 3)))
 
 
 @pytest.mark.parametrize("first", (True, False))
 @torch.no_grad()
-def test_a_subtracted_convolution_shares_by_its_sign(first):
-    network = Network(randomised(Subtracted(first)), device="cpu", input_size=(12, 12))
+def test_a_difference_is_shared_as_the_sum_that_it_is(first):
+    networks = [
+        Network(randomised(Difference(first, added)), device="cpu", input_size=(12, 12))
+        for added in (False, True)
+    ]
+    networks[1].model.load_state_dict(networks[0].model.state_dict())
+    networks[1] = Network(networks[1].model, device="cpu", input_size=(12, 12))
     images = torch.randn(2, 3, 12, 12)
-    maps = srd.contributions(network, images)
-    for block, each in maps.items():
-        torch.testing.assert_close(
-            each.sum((1, 2)), network.logits(images).amax(1), rtol=1e-3, atol=1e-5, msg=block
-        )
+    minus, plus = (srd.contributions(n, images, [srd.PIXELS])[srd.PIXELS] for n in networks)
+    torch.testing.assert_close(minus, plus)
+    expected = networks[0].logits(images).amax(1)
+    torch.testing.assert_close(minus.sum((1, 2)), expected, rtol=1e-3, atol=1e-5)
 
 
 class MatmulHead(nn.Module):

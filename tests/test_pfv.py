@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import random_network
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from gig_helpers import load_pictures, pfv, srd
 from gig_helpers.data import artifacts
@@ -332,3 +333,12 @@ def test_memory_does_not_grow_with_the_number_of_pictures(photographs, monkeypat
     pfv.sample(random_network(), load_pictures(str(photographs)), PROFILE)
     assert len(pixels) == 20 and len(vectors) == 10
     assert most[0] <= 2 * PROFILE.batch_size and most[1] < 2 * pfv.SHARD_BATCHES
+
+
+def test_a_picture_is_of_its_label_or_of_what_the_network_says(tmp_path):
+    """By hand: a label, none; of what could not be read no label counts."""
+    pictures = SimpleNamespace(paths=("a", "b", "c", "d"), labels=(8, None, 5, None))
+    columns = {"pictures": torch.tensor([0, 1]), "predictions": torch.tensor([7, 3])}
+    save_file(columns, tmp_path / "shard-000000.safetensors")
+    pfvs = pfv.PFVDataset(tmp_path, "", (), None, pictures, {})
+    assert pfvs.classes().tolist() == [8, 3, -1, -1]

@@ -62,10 +62,7 @@ def class_concepts(
     (['relevance', 'low', 'high', 'in_use'], True)
     """
     c = class_number(pfvs.network, label)
-    labels = zip(pfvs.pictures.labels, pfvs.predictions().tolist(), strict=True)
-    of_class = [
-        i for i, (own, said) in enumerate(labels) if said >= 0 and (own, said)[own is None] == c
-    ]
+    of_class = (pfvs.classes() == c).nonzero()[:, 0].tolist()
     views = {int(pfvs.photographs[i]): i for i in reversed(of_class)}
     if not views:
         raise ValueError(f"no photograph of {pfvs.network.classes[c]!r} in {pfvs.pictures.name}")
