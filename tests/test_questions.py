@@ -1,17 +1,18 @@
 """report/questions.py: tables against sums by hand, and what there is no answer to."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import sparse_codes, tiny_network
+from safetensors.torch import save_file
 from scipy import stats
 
 from gig_helpers import (
     Concepts,
     Decomposition,
+    PFVDataset,
     attribute,
     class_concepts,
     contrast,
@@ -34,6 +35,7 @@ class Views:
     """Six views of five photographs: of the first there are two, the last cannot be read."""
 
     name = "views"
+    paths = ("a", "a", "b", "c", "d", "e")
     labels = (1, 1, 0, None, None, 1)
 
     def __getitem__(self, rows):
@@ -42,11 +44,10 @@ class Views:
 
 
 @pytest.fixture
-def pfvs(network):
-    return SimpleNamespace(
-        network=network, pictures=Views(), photographs=torch.tensor([0, 0, 1, 2, 3, 4]),
-        predictions=lambda: torch.tensor([1, 0, 1, 1, 0, -1]),
-    )  # fmt: skip
+def pfvs(network, tmp_path):
+    columns = {"pictures": torch.arange(5), "predictions": torch.tensor([1, 0, 1, 1, 0])}
+    save_file(columns, tmp_path / "shard-000000.safetensors")
+    return PFVDataset(tmp_path, "", (), network, Views(), {})
 
 
 @pytest.fixture
