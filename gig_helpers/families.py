@@ -72,9 +72,10 @@ def agreement(
         possible = [level for level in levels if 2 * level <= min(len(one), len(other))]
         if not possible or not len(judges):
             continue
+        # Thirds stand in one order of classes: one seed for both would draw the same places.
         trees = [
-            BisectingSphericalKMeans(max(possible), random_state=seed + split).fit(part)
-            for part in (one, other)
+            BisectingSphericalKMeans(max(possible), random_state=state).fit(part)
+            for part, state in ((one, seed + split), (other, seed + split + splits))
         ]
         for place, level in enumerate(possible):
             centres = [

@@ -535,7 +535,9 @@ class Network:
         above = self._between(block, None)
         parts = self._graph(self._live[0], node), layer, above
         repaired = copy.deepcopy(nn.Sequential(*parts)).eval().requires_grad_(False)
-        return repaired.to(self.device, self.dtype)
+        # As torch.export's files hold tensors.
+        plain: Any = {"memory_format": torch.contiguous_format}
+        return repaired.to(self.device, self.dtype, **plain)
 
     # ------------------------------------------------------------------------ positions
 

@@ -38,6 +38,7 @@ from gig_helpers.concepts import extract, nearest_concept, tune
 from gig_helpers.curves import largest
 from gig_helpers.data.pictures import Pictures
 from gig_helpers.data.weights import Preprocessing
+from gig_helpers.extractors import overcomplete
 from gig_helpers.extractors.simple import kmeans
 from gig_helpers.gig import class_relevance, gig, integrate
 from gig_helpers.lasso import duality_gap, objective
@@ -129,7 +130,8 @@ USES = {
     ],
     "extractors": lambda c: [
         each.fit(c.x, c.a.beta, 5, block=A).vectors
-        for name, each in EXTRACTORS.items() if name not in ("sae", "ica")  # rounding grows
+        for name, each in EXTRACTORS.items()
+        if overcomplete.available(name) and name not in ("sae", "ica")  # rounding grows
     ],
     "clustering": lambda c: [
         torch.from_numpy(model.predict(x) if new else model.labels_)

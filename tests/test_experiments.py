@@ -147,9 +147,15 @@ def test_what_other_photographs_give_again_comes_back():
     x = directions + 0.1 * torch.randn(480, 16, generator=generator)
     photographs = torch.arange(60).repeat_interleave(8)
     given = x, torch.zeros(16), photographs, photographs % 5
-    found = {
-        name: extractors.comes_back(*given, 8, EXTRACTORS[name].fit, 0)["excess"]
-        for name in ("bisecting", "dictionary_learning", "random_pfvs")
+    names = {"bisecting": 3, "dictionary_learning": 3, "random_pfvs": 40}
+    found = {  # one draw of eight directions may lack a few: chance is a mean over many
+        name: torch.stack(
+            [
+                extractors.comes_back(*given, 8, EXTRACTORS[name].fit, seed)["excess"]
+                for seed in range(seeds)
+            ]
+        ).mean()
+        for name, seeds in names.items()
     }
     assert min(found["bisecting"], found["dictionary_learning"]) > 0.1
     assert abs(found["random_pfvs"]) < 0.1
