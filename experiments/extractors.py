@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -20,9 +20,8 @@ from gig_helpers.data.paper import PAPER
 from gig_helpers.extractors import overcomplete, random_pfvs
 from gig_helpers.extractors.sae import Encoded, unused
 from gig_helpers.families import thirds
-from gig_helpers.report.statistics import interval
 
-from .run import AFFORDABLE, FEWER, Run, minus, rounded, write
+from .run import AFFORDABLE, FEWER, Run, mean, minus, rounded, write
 
 PHOTOGRAPHS = 200
 """Photographs on either side of the split that errors are measured on, by one PFV each."""
@@ -202,12 +201,10 @@ def _compared(errors: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, A
         beside["own_codes_alike"] = errors["ours_at_own"]
     entry: dict[str, Any] = {"records": _records(errors)}
     for where, of_seeds in judged.items():
-        mean = of_seeds.mean(dim=0)
-        entry[where] = asdict(interval(mean)) | {
-            "seeds": rounded(of_seeds.mean(dim=1)),
-            "photographs": rounded(mean),
-            "minus_ours": minus(mean, beside[where].mean(dim=0), len(PAPER["table_1"])),
-        }
+        each = of_seeds.mean(dim=0)
+        beside_it = minus(each, beside[where].mean(dim=0), len(PAPER["table_1"]))
+        seeds = rounded(of_seeds.mean(dim=1))
+        entry[where] = mean(each) | {"seeds": seeds, "minus_ours": beside_it}
     return entry
 
 

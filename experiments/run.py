@@ -199,13 +199,20 @@ def together(places: int) -> float:
     return 1 - 0.05 / places
 
 
+def mean(values: Tensor) -> dict[str, Any]:
+    """Mean (N,) with its interval, and the values that it was made from, ``each``."""
+    return asdict(interval(values)) | {"each": rounded(values)}
+
+
 def means(arms: Mapping[str, Tensor]) -> dict[str, Any]:
     """Mean of each arm (N,) with its own interval."""
-    return {name: asdict(interval(values)) for name, values in arms.items()}
+    return {name: mean(values) for name, values in arms.items()}
 
 
-def minus(values: Tensor, others: Tensor, places: int) -> dict[str, Any]:
+def minus(values: Tensor, others: Tensor, places: int = 1) -> dict[str, Any]:
     """Paired difference (N,), its interval corrected for so many places that are read together.
+
+    With the differences, ``each``, and the level of the interval.
 
     Examples
     --------
@@ -214,7 +221,8 @@ def minus(values: Tensor, others: Tensor, places: int) -> dict[str, Any]:
     >>> alone["mean"] == of_ten["mean"], alone["high"] < of_ten["high"]
     (True, True)
     """
-    return asdict(compare(values, others, together(places)))
+    level, each = together(places), rounded(values - others)
+    return asdict(compare(values, others, level)) | {"confidence": level, "each": each}
 
 
 def minus_others(arms: Mapping[str, Tensor], first: str, places: int) -> dict[str, Any]:
@@ -238,13 +246,13 @@ def summary(curves: Mapping[str, Curves], places: int) -> dict[str, Any]:
 def _areas(curves: Curves) -> dict[str, Any]:
     both = {"deletion": curves.deletion, "insertion": curves.insertion}
     areas = {
-        way: asdict(interval(curve.area())) | {"bracket": float(curve.bracket.mean())}
+        way: mean(curve.area()) | {"bracket": float(curve.bracket.mean())}
         for way, curve in both.items()
     }
     at_shares = {way: rounded(curve.mean(0).at(SHARES)) for way, curve in both.items()}
     return {
         **areas,
-        "difference": asdict(interval(curves.gain())) | {"median": float(curves.gain().median())},
+        "difference": mean(curves.gain()) | {"median": float(curves.gain().median())},
         "curves": {"x": rounded(SHARES), **at_shares},
     }
 
