@@ -16,7 +16,7 @@ from .importance import attribute, question
 
 def concept_graph(
     d: Decomposition, classes: Sequence[int] | None = None, *, top: int = 5, shared: int = 3,
-    names: Mapping[str, str] | None = None, **options: Any,
+    names: Mapping[str, str] | None = None, rest: bool = True, **options: Any,
 ) -> nx.DiGraph:  # fmt: skip
     """Concept graph of one picture, of one class, or of two classes (Figures 1, 3, 6 and 10).
 
@@ -25,6 +25,10 @@ def concept_graph(
     largest smaller one of the two relevances (each divided by its class's maximum), are taken out
     first and stand in the middle. An edge is GIG (eq. 5) from a concept of one block to a concept
     of the next, averaged over all pictures; the last block's edges to a class are eq. 7.
+
+    By default attributions go along the path to the network's own map, with what the concepts leave
+    of it as one more source, the rest: so they forecast better what happens when a concept is taken
+    out (chapter 6), and add up to the network's own change.
 
     Parameters
     ----------
@@ -37,6 +41,8 @@ def concept_graph(
         Concepts per class and block, and concepts that two classes share.
     names
         The reader's names for concepts, by node: ``{"layer3.5/12": "bird chest"}``.
+    rest
+        ``False`` takes the paper's path, to the reconstruction.
     **options
         Of :func:`.attribute`; by default a ``tolerance`` of 5 %, since lines of a graph
         differ by more.
@@ -48,7 +54,9 @@ def concept_graph(
         the class's index or ``"shared"``, ``relevance``: one value per class, ``name``) and
         ``"class/13"`` (``kind="class"``). Edges point from cause to effect and carry ``raw``, the
         mean GIG, and ``weight``, ``|raw|`` over the largest ``|raw|`` between the two blocks; the
-        sign of ``raw`` tells support from opposition.
+        sign of ``raw`` tells support from opposition. ``graph.graph["held"]`` says for each block
+        and class which share of the class's change along the path the nodes hold, and which the
+        rest: ``{block: [(nodes, rest), …]}``.
 
     Raises
     ------
@@ -79,8 +87,8 @@ def concept_graph(
     of_class = [torch.tensor([label == target for label in labels]) for target in targets]
 
     blocks = list(d.blocks)
-    graph = nx.DiGraph(blocks=blocks, classes=targets, labels=labels)
-    options = {"tolerance": 0.05, **options}
+    graph = nx.DiGraph(blocks=blocks, classes=targets, labels=labels, held={})
+    options = {"tolerance": 0.05, "rest": rest, **options}
     for label in targets:
         name = d.network.classes[label]
         graph.add_node(f"class/{label}", kind="class", block="class", name=name)
@@ -88,8 +96,12 @@ def concept_graph(
     relevance: dict[str, Tensor] = {}
     for block in blocks:
         own = attribute(d, block, [[label] for label in labels], **options)[:, 0].cpu()
-        relevance[block] = torch.stack([own[rows].mean(0) for rows in of_class])
+        of_all = torch.stack([own[rows].mean(0) for rows in of_class])
+        relevance[block] = of_all[:, : len(d.concepts[block])]
         groups = _choose(relevance[block], top, shared)
+        parts = of_all[:, list(groups)].sum(1), of_all[:, len(d.concepts[block]) :].sum(1)
+        shares = torch.stack(parts, dim=1) / of_all.sum(dim=1, keepdim=True)
+        graph.graph["held"][block] = [(drawn, left) for drawn, left in shares.tolist()]
         for concept, group in groups.items():
             node = f"{block}/{concept}"
             about = {"kind": "concept", "block": block, "concept": concept}

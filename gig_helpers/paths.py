@@ -17,6 +17,8 @@ NEAREST = 5
 def strongest_path(d: Decomposition, label: int, *, tolerance: float = 0.01) -> dict[str, int]:
     """One concept per block, from the class down, along the strongest edges (eqs. 5 and 7).
 
+    As a graph has them: along the path to the network's own map.
+
     Parameters
     ----------
     d
@@ -47,10 +49,11 @@ def strongest_path(d: Decomposition, label: int, *, tolerance: float = 0.01) -> 
     ['layer4.1', 'layer4.0']
     """
     last, *below = reversed(d.blocks)
-    path = {last: int(attribute(d, last, label, tolerance=tolerance)[0, 0].argmax())}
+    ends = attribute(d, last, label, tolerance=tolerance, rest=True)
+    path = {last: int(ends[0, 0, :-1].argmax())}
     for block, above in zip(below, (last, *below), strict=False):
-        brought = attribute(d, block, (above, path[above]), tolerance=2 * tolerance)
-        path[block] = int(brought[0, 0].argmax())
+        brought = attribute(d, block, (above, path[above]), tolerance=2 * tolerance, rest=True)
+        path[block] = int(brought[0, 0, :-1].argmax())
     return path
 
 

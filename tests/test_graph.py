@@ -30,18 +30,19 @@ def pair(d):
     return concept_graph(d, CLASSES, **OPTIONS)
 
 
-def means(d, source, later):
+def means(d, source, later, rest=True):
     """GIG between all concepts of two blocks (T, k), averaged over the pictures."""
     here, above = d.concepts[source], d.concepts[later].vectors
     given = d.network, d.codes[source], here.vectors, source, later, above
-    return gig(*given, beta=here.beta, points=16).mean(0)
+    left = d.residual(source) if rest else None
+    return gig(*given, beta=here.beta, points=16, rest=left).mean(0)[:, : len(here)]
 
 
 def relevances(d, block):
-    """Relevance (2, k) of a block's concepts for the two classes, over the pictures of each."""
+    """Relevance (2, k + 1) of a block's concepts and its rest, over the pictures of each class."""
     here = d.concepts[block]
     given = d.network, d.codes[block], here.vectors, block, [12, 13]
-    values = class_relevance(*given, beta=here.beta, points=16)
+    values = class_relevance(*given, beta=here.beta, points=16, rest=d.residual(block))
     return torch.stack([values[:2, 0].mean(0), values[2:, 1].mean(0)])
 
 
@@ -56,6 +57,27 @@ def test_edges_equal_gig_averaged_over_the_pictures(d, pair):
             assert data["raw"] == pytest.approx(float(values[t, q]), **CLOSE)
             assert data["weight"] == pytest.approx(abs(data["raw"]) / largest)
     assert any(data["raw"] < 0 for *_, data in pair.edges(data=True))
+
+
+def test_the_papers_path_leaves_the_rest_out(d):
+    graph = concept_graph(d, CLASSES, rest=False, **OPTIONS)
+    a, b = BLOCKS[:2]
+    values, others = means(d, a, b, rest=False), means(d, a, b)
+    assert (values - others).abs().max() > 0.01 * values.abs().max()
+    for source, target, data in graph.edges(data=True):
+        if source.startswith(f"{a}/"):
+            q, t = graph.nodes[source]["concept"], graph.nodes[target]["concept"]
+            assert data["raw"] == pytest.approx(float(values[t, q]), **CLOSE)
+    assert all(left == 0 for of in graph.graph["held"].values() for _, left in of)
+
+
+def test_a_graph_says_what_its_nodes_and_the_rest_hold(d, pair):
+    for block in BLOCKS:
+        values = relevances(d, block)
+        nodes = [data["concept"] for _, data in pair.nodes(data=True) if data["block"] == block]
+        for (drawn, left), row in zip(pair.graph["held"][block], values, strict=True):
+            assert drawn == pytest.approx(float(row[nodes].sum() / row.sum()), **CLOSE)
+            assert left == pytest.approx(float(row[-1] / row.sum()), **CLOSE)
 
 
 def test_class_edges_are_class_relevance(d, pair):
@@ -103,7 +125,7 @@ def groups(relevance, top, shared):
     concepts = {"a": concepts_of(torch.eye(k).double(), torch.zeros(k).double())}
     codes = torch.ones(classes, 1, k)
     known = Decomposition(Known(), torch.zeros(classes, 1, k), concepts, {"a": codes})
-    graph = concept_graph(known, list(range(classes)), top=top, shared=shared)
+    graph = concept_graph(known, list(range(classes)), top=top, shared=shared, rest=False)
     nodes = [data for _, data in graph.nodes(data=True) if data["kind"] == "concept"]
     for data in nodes:
         assert data["relevance"] == pytest.approx(m[:, data["concept"]].tolist())
@@ -142,7 +164,8 @@ def test_pictures_stand_for_what_the_network_says(d):
     assert len({*said}) <= 2
     graph = concept_graph(d, top=2, points=2)
     assert nx.utils.graphs_equal(graph, concept_graph(d, said, top=2, points=2))
-    assert graph.graph == {"blocks": [*BLOCKS], "classes": [*dict.fromkeys(said)], "labels": said}
+    about = {name: graph.graph[name] for name in ("blocks", "classes", "labels")}
+    assert about == {"blocks": [*BLOCKS], "classes": [*dict.fromkeys(said)], "labels": said}
 
 
 def test_names_are_the_readers_and_the_networks(d):

@@ -23,14 +23,15 @@ def test_each_step_of_a_path_is_the_largest_of_all_edges(d):
     last = BLOCKS[-1]
     here = d.concepts[last]
     given = d.network, d.codes[last], here.vectors, last
-    relevance = class_relevance(*given, [12], beta=here.beta, points=64)
-    assert path[last] == int(relevance[0, 0].argmax())
+    rest = d.residual(last)
+    relevance = class_relevance(*given, [12], beta=here.beta, points=64, rest=rest)
+    assert path[last] == int(relevance[0, 0, :-1].argmax())
     for a, b in zip(BLOCKS, BLOCKS[1:], strict=False):
         # All edges between the blocks, by many more points.
         here, above = d.concepts[a], d.concepts[b].vectors
         given = d.network, d.codes[a], here.vectors, a, b, above
-        edges = gig(*given, beta=here.beta, points=64)
-        assert path[a] == int(edges[0, path[b]].argmax())
+        edges = gig(*given, beta=here.beta, points=64, rest=d.residual(a))
+        assert path[a] == int(edges[0, path[b], :-1].argmax())
 
 
 def test_a_control_path_ends_alike_and_weighs_as_much(d):
