@@ -306,6 +306,29 @@ _TURN = (
 )
 
 
+def heat_map(
+    axes: Axes, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]
+) -> None:
+    """Numbers up to 1 in coloured squares, a row of each method, a column of each place.
+
+    Examples
+    --------
+    >>> figure, axes = plt.subplots()
+    >>> heat_map(axes, ["GIG", "random"], ["layer3.5"], [[0.75], [0.5]])
+    >>> [text.get_text() for text in axes.texts]
+    ['.75', '.50']
+    >>> plt.close(figure)
+    """
+    axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (y, x), value in np.ndenumerate(np.asarray(values)):
+        light = "white" if value > 0.6 else "black"
+        text = f"{value:.2f}".replace("0.", ".")
+        axes.text(x, y, text, ha="center", va="center", color=light, fontsize="small")
+    axes.set_xticks(range(len(columns)), columns, rotation=35, ha="right")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0)
+
+
 def flipbook(frames: Mapping[str, Figure], title: str) -> HTML:
     """Figures behind a slider that needs no kernel; they are closed.
 
