@@ -99,8 +99,7 @@ def table() -> list[tuple[str, str]]:
 
 @_rule(
     *sorted(ACTIVATIONS), "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm",
-    "softmax", "clamp", "to", "neg", "abs", "sqrt", "rsqrt", "pow", "exp",
-    "log", "square",
+    "softmax", "clamp", "to", "neg", "abs", "sqrt", "rsqrt", "pow", "exp", "log", "square",
 )  # fmt: skip
 def hand_on(operation: Operation) -> Down:
     """R_i = R_i: each position alone, a norm's statistics held constant.
@@ -171,16 +170,11 @@ def _sum(operation: Operation) -> Down:
     factors = 1, operation.given["alpha"] * (-1 if subtracted else 1)
     along = [(part * v).sum(channels, keepdim=True) for part in operation.inputs]
     ratios = [_quotient(f * each, square) for f, each in zip(factors, along, strict=True)]
-    shapes = [part.shape for part in operation.inputs]  # of values that are let go
+    single = [tuple(d for d, s in enumerate(part.shape) if s == 1) for part in operation.inputs]
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
-        relevance = level(relevance, channels)
-        found = []
-        for ratio, shape in zip(ratios, shapes, strict=True):
-            shared = relevance * ratio
-            wide = [d for d, s in enumerate(shape, 1) if s == 1 < shared.shape[d]]
-            found.append(shared.sum(wide, keepdim=True) if wide else shared)
-        return found
+        relevance = level(relevance, channels)  # what was broadcast takes the sum of its places'
+        return [level(relevance * r, dims) for r, dims in zip(ratios, single, strict=True)]
 
     return down
 
@@ -212,14 +206,9 @@ def _cat(operation: Operation) -> Down:
 
 
 @_rule(
-    "max_pool2d",
-    "avg_pool2d",
-    "adaptive_avg_pool2d",
-    "adaptive_max_pool2d",
-    "mean",
-    "upsample_bilinear2d",
-    "upsample_nearest2d",
-)
+    "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean",
+    "upsample_bilinear2d", "upsample_nearest2d",
+)  # fmt: skip
 def share(operation: Operation) -> Down:
     """μ_i = ⟨v̂_i, v⟩/‖v‖², v̂_i what position i brings to the pooled vector v.
 
@@ -415,12 +404,10 @@ def _offset_parts(
     padded = F.pad(x, (columns, columns, rows, rows))
     for offset, tap in zip(_offsets(window), weight.flatten(2).unbind(2), strict=True):
         seen = _seen(window, padded, offset, size)
-        depthwise = groups == len(weight) == x.shape[1]  # which a CPU convolves slowly
-        yield (
-            seen * tap[:, :, None]
-            if depthwise
-            else F.conv2d(seen, tap[..., None, None], groups=groups)
-        )
+        if groups == len(weight) == x.shape[1]:  # depthwise, which a CPU convolves slowly
+            yield seen * tap[:, :, None]
+        else:
+            yield F.conv2d(seen, tap[..., None, None], groups=groups)
 
 
 def _pool_parts(x: Tensor, window: Window, over: bool) -> Iterator[Tensor]:
@@ -449,16 +436,15 @@ def _compressed(weight: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 
 def _ratios(
-    parts: Iterable[Tensor], shift: Tensor | None, target: Tensor,
-    directions: Iterable[Tensor] | None = None,
-) -> Tensor:  # fmt: skip
+    parts: Iterable[Tensor], shift: Tensor | None, target: Tensor, directions: Iterable[Tensor]
+) -> Tensor:
     """μ of each part (N, C, H, W) in the target, (N, parts, H, W).
 
     μ = (⟨part, v⟩ + ⟨b, v⟩ · ‖part‖ / Σ‖part‖) / ‖v‖²; 0/0 is 0. The inner products are taken with
-    the directions in turn, where given.
+    the directions in turn.
     """
     along, norms = [], []
-    for part, direction in zip(parts, cycle(directions or [target]), strict=False):
+    for part, direction in zip(parts, cycle(directions), strict=False):
         along.append((part * direction).sum(1))
         norms.append(torch.linalg.vector_norm(part, dim=1))
     ratios = torch.stack(along, 1)

@@ -96,29 +96,26 @@ def contributions(
     >>> relevance.shape, bool((relevance.sum() - logit).abs() < 0.01 * logit.abs())
     (torch.Size([1, 4, 4]), True)
     """
-    levels = (PIXELS, *network.blocks)
-    wanted = list(network.blocks if blocks is None else blocks)
-    for name in wanted:
-        if name != PIXELS:
-            network.index(name)
-    if not wanted:
+    nodes = {PIXELS: network.nodes(None, None)[0]} | {b: network.node(b) for b in network.blocks}
+    wanted = set(network.blocks if blocks is None else blocks)
+    for name in wanted - {PIXELS}:
+        network.index(name)
+    maps: dict[str, list[Tensor]] = {name: [] for name in nodes if name in wanted}
+    if not maps:
         return {}
-    lowest = min(levels.index(name) for name in wanted)
+    lowest = next(iter(maps))
     images = _checked_images(network, images, batch_size)
     if classes is not None:
         classes = _checked_classes(network, classes, len(images))
-    maps: dict[str, list[Tensor]] = {name: [] for name in levels if name in wanted}
-    nodes = {name: network.node(name) for name in network.blocks}
-    source = None if lowest == 0 else nodes[levels[lowest]]
-    sweep = _Sweep(network, source, None, rule)
+    sweep = _Sweep(network, nodes[lowest], None, rule)
     for start in range(0, len(images), batch_size):
         x = images[start : start + batch_size].contiguous(memory_format=torch.channels_last)
-        if source is not None:
-            x = network.preactivations(x, [levels[lowest]])[levels[lowest]]
+        if lowest != PIXELS:
+            x = network.preactivations(x, [lowest])[lowest]
         chosen = None if classes is None else classes[start : start + batch_size]
         relevance = sweep.logits(x, chosen)
         for name, parts in maps.items():
-            parts.append(relevance[nodes.get(name, sweep.source)][0])
+            parts.append(relevance[nodes[name]][0])
     return {name: torch.cat(parts) for name, parts in maps.items()}
 
 
@@ -306,18 +303,13 @@ class _Sweep:
         """The forward pass, which leaves each node's way down; the sink's value; its classes."""
         last = _chain(self.sink)[0]  # where a class is a direction: logits, before they are flat
         order = {node: n for n, node in enumerate(self.nodes)}
-        until = dict.fromkeys(self.nodes, 0)  # the place after which nothing needs a value
+        until = {self.sink: len(order)}  # the place after which nothing needs a value
         for node in self.nodes[1:]:
-            until.update({n: order[node] for n in node.all_input_nodes if n in order})
+            until |= dict.fromkeys(node.all_input_nodes, order[node])
         ready: dict[Node, list[_Step]] = {}
         for step in self.steps.values():
             ready.setdefault(step.joint, []).append(step)
-            place = order[step.joint]
-            until.update({n: max(until[n], place) for n in step.needs if n in order})
-        until[self.sink] = len(order)
-        done: dict[int, list[Node]] = {}
-        for node, place in until.items():
-            done.setdefault(place, []).append(node)
+            until |= {n: max(until.get(n, 0), order[step.joint]) for n in step.needs}
         values, seed = {self.source: x}, x
         downs: dict[Node, Down] = {}
         for place, node in enumerate(self.nodes):
@@ -331,8 +323,7 @@ class _Sweep:
                 seeded = node is last and self.to_logits
                 v = values[node] * seed.reshape(values[node].shape) if seeded else values[node]
                 downs[step.node] = step.rule(self._operation(step, values, v))
-            for passed in done.get(place, ()):
-                values.pop(passed, None)
+            values = {n: value for n, value in values.items() if until.get(n, 0) > place}
         return downs, values[self.sink], seed
 
     def _operation(self, step: _Step, values: dict[Node, Any], target: Tensor) -> Operation:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 Node: TypeAlias = Any
 """A node of a traced graph (``torch.fx.Node``), whose types would make every argument a union."""
@@ -235,7 +236,7 @@ class _Building:
             args = (self.like, *args[1:])
         if name in _NOTHING or name == "getitem":
             return args[0] if name in _NOTHING else args[0][args[1]]
-        if not any(isinstance(n, fx.Node) for n in _flat((args, kwargs))):
+        if not any(isinstance(n, fx.Node) for n in tree_leaves((args, kwargs))):
             return node.target(*args, **kwargs)
         path = [(module,) for module, _ in node.meta.get("nn_module_stack", {}).values()]
         paths = [path[-1][0].split("@")[0]] if path else [""]
@@ -255,9 +256,7 @@ class _Building:
         paths: Sequence[str] = ("",),
     ) -> Node:  # fmt: skip
         """A new node; ``value`` has the shape of what it makes."""
-        args, kwargs = torch.utils._pytree.tree_map_only(
-            Tensor, self.constant, (args, kwargs or {})
-        )
+        args, kwargs = tree_map_only(Tensor, self.constant, (args, kwargs or {}))
         name = target.__name__.split(".")[0]
         node = self.graph.create_node("call_function", target, args, kwargs, name)
         if value is None or not live_inputs(node):
@@ -351,7 +350,3 @@ class _Building:
             for d, s in enumerate(found.shape)
         ]
         return tuple(d for d, (a, b) in enumerate(steps) if ((a != b) & (a * b != 0)).any())
-
-
-def _flat(values: Any) -> list[Any]:
-    return torch.utils._pytree.tree_leaves(values)
