@@ -315,9 +315,8 @@ class _Building:
         below = args[0].all_input_nodes[0]
         shape, weight = below.meta.get("shape", ()), args[1]
         flat = operation(args[0]) in ("flatten", "reshape") and below.meta.get("channels") == (1,)
-        if not flat or len(shape) != 4 or weight.shape[1:] != (math.prod(shape[1:]),):
-            return None
-        if shape[2] * shape[3] == 1:
+        fits = len(shape) == 4 and weight.shape[1:] == (math.prod(shape[1:]),)
+        if not flat or not fits or shape[2] * shape[3] == 1:
             return None
         kernel = weight.unflatten(1, shape[1:])
         made: Any = torch.ops.aten.conv2d.default, torch.ops.aten.flatten.using_ints

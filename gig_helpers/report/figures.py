@@ -220,9 +220,7 @@ def curves(
     axes.fill_between(np.asarray(x), mean - error, mean + error, color=colour, alpha=0.2, lw=0)
 
 
-def curve_grid(
-    panels: Mapping[str, Mapping[str, Curves]], ylabel: str, xlabel: str = "share of concepts"
-) -> Figure:
+def curve_grid(panels: Mapping[str, Mapping[str, Curves]], ylabel: str) -> Figure:
     """Deletion (above) and insertion curves (below), a column a title: means, and each picture's.
 
     Thin lines are pictures, their dots the states that were run. The x axis is logarithmic but
@@ -260,7 +258,7 @@ def curve_grid(
                 axes.plot(mean.x, mean.y, label=label, color=colour)
         column[0].set_title(title)
         column[1].set_xscale("symlog", linthresh=0.01)
-        column[1].set(xlabel=xlabel, xlim=(0, 1))
+        column[1].set(xlabel="share of concepts", xlim=(0, 1))
         column[1].set_xticks([0, 0.01, 0.1, 1], ["0", ".01", ".1", "1"], minor=False)
     grid[0, 0].set_ylabel(f"deletion: {ylabel}")
     grid[1, 0].set_ylabel(f"insertion: {ylabel}")
