@@ -294,8 +294,6 @@ def conv(operation: Operation) -> Down:
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
         here = level(relevance, (1,))[:, :, 0]
-        if window.kernel == window.stride == (1, 1):
-            return [(ratios[:, 0] * here)[:, :, None]]
         (top, left), ends = window.padding, window.ends(here.shape[2:])
         edges = (max(rows + top, ends[0]), max(columns + left, ends[1]))
         below = here.new_zeros(*here.shape[:2], *edges)

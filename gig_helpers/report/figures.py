@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from PIL import Image, ImageDraw
-from scipy import stats
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
@@ -198,26 +197,6 @@ def cards(rows: Sequence[tuple[str, Sequence[Example]]], columns: int = 5) -> Fi
         # Written last: a title as wide as the row would push the columns apart.
         axes[0].set_title(title, loc="left", fontsize="small")
     return figure
-
-
-def curves(
-    axes: Axes, x: Tensor | np.ndarray, values: Tensor | np.ndarray, label: str, colour: str
-) -> None:
-    """Mean (S,) of curves (N, S) over pictures, with a band of ± 1.96 standard errors.
-
-    Examples
-    --------
-    >>> figure, axes = plt.subplots()
-    >>> curves(axes, np.array([0.0, 1.0]), np.array([[1.0, 0.0], [3.0, 0.0]]), "GIG", COLOURS[0])
-    >>> axes.lines[0].get_ydata().tolist()
-    [2.0, 0.0]
-    >>> plt.close(figure)
-    """
-    array = np.asarray(values)
-    mean = array.mean(axis=0)
-    error = 1.96 * stats.sem(array) if len(array) > 1 else 0 * mean
-    axes.plot(np.asarray(x), mean, label=label, color=colour)
-    axes.fill_between(np.asarray(x), mean - error, mean + error, color=colour, alpha=0.2, lw=0)
 
 
 def curve_grid(panels: Mapping[str, Mapping[str, Curves]], ylabel: str) -> Figure:
