@@ -34,6 +34,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from . import rules
+from .cuts import own_size
 from .network import Network, exact_convolutions
 from .rules import RULES, Down, Operation, Rule, level, plus
 from .traced import MOVES, Node, Window, arguments, evaluate, live_inputs, operation
@@ -257,9 +258,7 @@ class _Sweep:
             most = max(map(_numel, step.inputs))
             step.inputs = [n for n in step.inputs if _numel(n) == most]
         elif rule is rules.linear and alone and kind in ("mean", "adaptive_avg_pool2d"):
-            if _numel(below) == math.prod(
-                below.meta["shape"][d] for d in (0, *below.meta["channels"])
-            ):
+            if math.prod(own_size(below)) == 1:
                 step.rule, step.inputs = rules.mean_of_linear, live_inputs(below)
                 step.inside = [*chain, node]
         elif rule is rules.linear and alone and (kind == _ATTENTION or _is_pattern(below)):
@@ -315,13 +314,13 @@ class _Sweep:
         for place, node in enumerate(self.nodes):
             if place:
                 values[node] = self.network.value(node, values, len(x))
+            v = values[node]
             if node is last and self.to_logits:
-                flat = values[node].flatten(1)
+                flat = v.flatten(1)
                 chosen = flat.argmax(1) if classes is None else classes
                 seed = F.one_hot(chosen, flat.shape[1]).to(flat)
+                v = v * seed.reshape(v.shape)
             for step in ready.get(node, ()):
-                seeded = node is last and self.to_logits
-                v = values[node] * seed.reshape(values[node].shape) if seeded else values[node]
                 downs[step.node] = step.rule(self._operation(step, values, v))
             values = {n: value for n, value in values.items() if until.get(n, 0) > place}
         return downs, values[self.sink], seed
@@ -358,23 +357,16 @@ class _Sweep:
 
     def _down(self, downs: dict[Node, Down], start: Tensor) -> dict[Node, Tensor]:
         """Relevance of the blocks and the source, as (K, N, …) without channels."""
-        relevance, kept = {self.sink: start}, {}
-        for node in reversed(self.nodes):
-            if node not in relevance:
-                continue
-            here = relevance.pop(node)
-            if node is self.source or node in self.stops:
-                (channel,) = node.meta["channels"]
-                kept[node] = level(here, (channel,)).squeeze(channel + 1)
-            if node is self.source:
-                break
-            inputs = self.steps[node].inputs
-            for below, part in zip(inputs, downs[node](here), strict=True):
+        relevance = {self.sink: start}
+        for node, step in self.steps.items():
+            here = relevance[node] if node in self.stops else relevance.pop(node)
+            for below, part in zip(step.inputs, downs[node](here), strict=True):
                 # A convolution that enters the sum shares the sum's relevance by itself.
                 joint = below in self.steps and self.steps[below].joint is node
                 part = level(here, node.meta["channels"]) if joint else part
                 relevance[below] = plus(relevance.get(below), part, below.meta["channels"])
-        return kept
+        channels = {node: node.meta["channels"] for node in relevance}
+        return {n: level(r, channels[n]).squeeze(channels[n][0] + 1) for n, r in relevance.items()}
 
 
 def _numel(node: Node) -> int:
