@@ -7,7 +7,6 @@ is one, and else its own output. What is added at every position alike, as a bat
 is shared in proportion to the norm of what each position brings; padding brings nothing; 0/0 is 0.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, product
@@ -149,9 +148,8 @@ def _move(operation: Operation) -> Down:
     pull = _pull(operation.again, *operation.inputs)
     square, channels = operation.output.square(), operation.channels[-1]
     whole = square.sum(channels, keepdim=True)
-    share = torch.where(
-        whole == 0, 1 / max(square.numel() // max(whole.numel(), 1), 1), square / whole
-    )
+    even = 1 / max(square.numel() // max(whole.numel(), 1), 1)
+    share = torch.where(whole == 0, even, square / whole)
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
         return pull(relevance if relevance.shape[1:] == share.shape else relevance * share)
@@ -188,19 +186,18 @@ def _cat(operation: Operation) -> Down:
         whole = _square(operation.target, channels)
         ratios = [_quotient(_square(part, channels), whole) for part in x]
         return lambda relevance: [level(relevance, channels) * ratio for ratio in ratios]
-    known, sizes = [any(part is own for own in x) for part in parts], [p.shape[dim] for p in parts]
+    mine = [n for n, part in enumerate(parts) if any(part is own for own in x)]
     norms = [torch.linalg.vector_norm(part, dim=channels, keepdim=True) for part in x]
+    sizes = [part.shape[dim] for part in parts]
     places = [d for d in range(1, x[0].ndim) if d not in channels]
     total = sum(norm.sum(places, keepdim=True) for norm in norms)
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
         pieces = level(relevance, channels).split(sizes, dim + 1)
         above = [d + 1 for d in places]
-        lost = sum(
-            p.sum(above, keepdim=True) for p, own in zip(pieces, known, strict=True) if not own
-        )
-        kept = [piece for piece, own in zip(pieces, known, strict=True) if own]
-        return [p + lost * _quotient(n, total) for p, n in zip(kept, norms, strict=True)]
+        lost = sum(p.sum(above, keepdim=True) for n, p in enumerate(pieces) if n not in mine)
+        kept = zip((pieces[n] for n in mine), norms, strict=True)
+        return [piece + lost * _quotient(norm, total) for piece, norm in kept]
 
     return down
 
@@ -276,7 +273,6 @@ def conv(operation: Operation) -> Down:
     """
     given, (x,), v = operation.given, operation.inputs, operation.target
     window, weight, groups = Window.of(operation.node), given["weight"], given["groups"]
-    rows, columns = x.shape[2:]
     if operation.fused is None and window.kernel == (1, 1):
         seen = x[..., :: window.stride[0], :: window.stride[1]]
         ratios = (_square(seen, (1,)) != 0).to(x)  # one part, the whole, or nothing
@@ -291,12 +287,11 @@ def conv(operation: Operation) -> Down:
             over = arguments(operation.fused)["ceil_mode"]
             parts = (F.conv2d(part, weight) for part in _pool_parts(x, window, over))
         ratios = _ratios(parts, given["bias"], v, directions)
+    (rows, columns), room = x.shape[2:], window.room(x.shape[2:])
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
         here = level(relevance, (1,))[:, :, 0]
-        (top, left), ends = window.padding, window.ends(here.shape[2:])
-        edges = (max(rows + top, ends[0]), max(columns + left, ends[1]))
-        below = here.new_zeros(*here.shape[:2], *edges)
+        (top, left), below = window.padding, here.new_zeros(*here.shape[:2], *room)
         for offset, ratio in zip(_offsets(window), ratios.unbind(1), strict=True):
             _seen(window, below, offset, here.shape[2:]).addcmul_(ratio, here)
         return [below[:, :, None, top : top + rows, left : left + columns]]
@@ -411,15 +406,13 @@ def _offset_parts(
 def _pool_parts(x: Tensor, window: Window, over: bool) -> Iterator[Tensor]:
     """What max-pooling takes from each offset of its window, (N, C, H, W)."""
     pooled, index = F.max_pool2d(x, *window, over, return_indices=True)
-    index = index.int()  # long integers are slow to divide and to compare
-    place = []
-    for dim, along in ((0, index // x.shape[3]), (1, index % x.shape[3])):
-        first = window.stride[dim] * torch.arange(index.shape[2 + dim], device=x.device)
-        first = first[:, None] if dim == 0 else first
-        place.append((along + window.padding[dim] - first) // window.dilation[dim])
-    chosen = (place[0] * window.kernel[1] + place[1]).short()
-    for number in range(math.prod(window.kernel)):
-        yield torch.where(chosen == number, pooled, 0)
+    index, size = index.int(), index.shape[2:]  # long integers are slow to compare
+    (rows, columns), (top, left) = x.shape[2:], window.padding
+    place = torch.full(window.room(x.shape[2:]), -1, dtype=index.dtype, device=x.device)
+    number = torch.arange(rows * columns, device=x.device).reshape(rows, columns)
+    place[top : top + rows, left : left + columns] = number
+    for offset in _offsets(window):
+        yield torch.where(index == _seen(window, place, offset, size), pooled, 0)
 
 
 def _compressed(weight: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:

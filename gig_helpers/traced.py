@@ -73,16 +73,16 @@ class Window(NamedTuple):
             padding = [r // 2 for r in reach]
         return cls(pair(kernel), pair(given["stride"] or kernel), pair(padding), dilation)
 
-    def ends(self, size: Sequence[int]) -> tuple[int, int]:
-        """Rows and columns that the windows of so many positions reach over, with the padding.
+    def room(self, size: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of a map of this size, padded, and beyond it as far as a window reaches.
 
         Examples
         --------
-        >>> Window((3, 3), (2, 2), (1, 1), (1, 1)).ends((4, 5))
-        (9, 11)
+        >>> Window((3, 3), (2, 2), (1, 1), (1, 1)).room((8, 9))
+        (12, 13)
         """
-        parts = zip(size, self.stride, self.kernel, self.dilation, strict=True)
-        rows, columns = ((count - 1) * s + (k - 1) * d + 1 for count, s, k, d in parts)
+        parts = zip(size, self.padding, self.kernel, self.dilation, strict=True)
+        rows, columns = (count + 2 * p + (k - 1) * d for count, p, k, d in parts)
         return rows, columns
 
 
