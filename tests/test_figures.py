@@ -41,7 +41,7 @@ def test_intervals_reach_from_low_to_high():
 
 def test_a_flipbook_holds_every_figure_and_escapes_names():
     evil = '<img src=x onerror="alert(1)">'
-    book = figures.flipbook({"first": plt.figure(), evil: plt.figure()}, evil).data
+    book = figures.flipbook({"first": plt.subplots()[0], evil: plt.subplots()[0]}, evil).data
     assert book.count("<img ") == 2 and evil not in book and 'max="1"' in book
     assert book.count("data:image/webp;base64,UklGR") == 2, "RIFF: pictures of their own"
     assert not plt.get_fignums()

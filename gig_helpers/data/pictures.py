@@ -1,7 +1,6 @@
 """Sets of pictures, each a view of a photograph with, where known, its class."""
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from .weights import AssetUnavailable, Preprocessing, cache_folder, socket_timeout
+from . import artifacts
+from .weights import AssetUnavailable, Preprocessing, cache_folder, fetching
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -126,11 +126,10 @@ class Pictures(Dataset):
         own: list[Any] = [] if self.preprocessing == Preprocessing() else [self.preprocessing]
         size = self.preprocessing.size
         noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
-        made = {each: _after(each, Image.fromarray(noise)).tobytes() for each in {*self.changes}}
-        known = {each: hashlib.sha256(seen).hexdigest() for each, seen in made.items()}
+        seen = {each: _after(each, Image.fromarray(noise)).tobytes() for each in {*self.changes}}
+        known = {each: hashlib.sha256(content).hexdigest() for each, content in seen.items()}
         own += [known[each] for each in self.changes]
-        text = json.dumps([*zip(self.paths, sizes, self.boxes, strict=True), *own])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return artifacts.key("pictures", [*zip(self.paths, sizes, self.boxes, strict=True), *own])
 
     def changed(self, change: Change) -> "Pictures":
         """The same views, each after a change of its image: twins that differ in one thing.
@@ -262,14 +261,8 @@ def _package_folder(package: str, inside: str) -> Path:
 
 def _imagenette() -> Pictures:
     root = cache_folder() / "imagenette"
-    with socket_timeout():
-        try:
-            torchvision.datasets.Imagenette(root, split="val", size="320px", download=True)
-        except OSError as error:
-            raise AssetUnavailable(
-                f"Imagenette cannot be downloaded ({error}); connect to the internet, or set "
-                "GIG_IMAGES to a folder of pictures"
-            ) from error
+    with fetching("Imagenette", ", or set GIG_IMAGES to a folder of pictures"):
+        torchvision.datasets.Imagenette(root, split="val", size="320px", download=True)
     return _folder(root / "imagenette2-320" / "val", "imagenette")
 
 

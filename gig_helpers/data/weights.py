@@ -219,29 +219,18 @@ def _torchvision_entry(name: str) -> torchvision.models.WeightsEnum:
 
 def _torchvision_weights(name: str) -> dict[str, Tensor]:
     url, folder = _torchvision_entry(name).url, str(cache_folder())
-    try:
-        with socket_timeout():
-            return torch.hub.load_state_dict_from_url(
-                url, folder, map_location="cpu", check_hash=True, weights_only=True
-            )
-    except OSError as error:
-        raise AssetUnavailable(
-            f"{url} cannot be reached ({error}); connect to the internet, or put the file "
-            f"into {folder}"
-        ) from error
+    with fetching(url, f", or put the file into {folder}"):
+        return torch.hub.load_state_dict_from_url(
+            url, folder, map_location="cpu", check_hash=True, weights_only=True
+        )
 
 
 def _timm_weights(name: str) -> dict[str, Tensor]:
     _timm_config(name)
     import timm
 
-    try:
-        with socket_timeout():
-            return timm.create_model(_timm_name(name), pretrained=True).state_dict()
-    except (OSError, RuntimeError) as error:
-        raise AssetUnavailable(
-            f"the weights of {name} cannot be fetched ({error}); connect to the internet"
-        ) from error
+    with fetching(f"the weights of {name}"):
+        return timm.create_model(_timm_name(name), pretrained=True).state_dict()
 
 
 def _lite0_weights(name: str) -> dict[str, Tensor]:
@@ -257,19 +246,34 @@ def _lite0_weights(name: str) -> dict[str, Tensor]:
 
 
 @contextmanager
-def socket_timeout(seconds: float = 30) -> Iterator[None]:
-    """Give up on a host that does not answer within so many seconds.
+def fetching(what: str, otherwise: str = "", seconds: float = 30) -> Iterator[None]:
+    """Give up on a host that does not answer within so many seconds, and say what to do.
+
+    Raises
+    ------
+    AssetUnavailable
+        In place of the error of a host that is out of reach, or of a file that came broken.
 
     Examples
     --------
-    >>> with socket_timeout(5):
+    >>> with fetching("a file", seconds=5):
     ...     socket.getdefaulttimeout()
     5.0
+    >>> try:
+    ...     with fetching("a file", ", or write it yourself"):
+    ...         raise OSError("no route to host")
+    ... except AssetUnavailable as error:
+    ...     print(error)
+    a file cannot be fetched (no route to host); connect to the internet, or write it yourself
     """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
         yield
+    except (OSError, RuntimeError) as error:
+        raise AssetUnavailable(
+            f"{what} cannot be fetched ({error}); connect to the internet{otherwise}"
+        ) from error
     finally:
         socket.setdefaulttimeout(before)
 

@@ -1,14 +1,13 @@
 """Figures with matplotlib, for the page and the printer. No computation here."""
 
-import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.core.pylabtools import print_figure
 from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -300,7 +299,8 @@ def flipbook(frames: Mapping[str, Figure], title: str) -> HTML:
 
     Examples
     --------
-    >>> book = flipbook({"α = 0": plt.figure(), "α = 1": plt.figure()}, "place on the path")
+    >>> frames = {f"α = {share}": plt.subplots()[0] for share in (0, 1)}
+    >>> book = flipbook(frames, "place on the path")
     >>> book.data.count("<img"), book.data.count(" hidden"), plt.get_fignums()
     (2, 1, [])
     """
@@ -308,10 +308,8 @@ def flipbook(frames: Mapping[str, Figure], title: str) -> HTML:
         raise ValueError("a flipbook needs a figure at least")
     pages: list[str] = []
     for name, figure in frames.items():
-        picture_of = io.BytesIO()
-        figure.savefig(picture_of, format="webp", bbox_inches="tight")
+        source = print_figure(figure, "webp", base64=True)
         plt.close(figure)
-        source = base64.b64encode(picture_of.getvalue()).decode()
         rest = " hidden" if pages else ""
         pages.append(f'<img alt="{html.escape(name)}" src="data:image/webp;base64,{source}"{rest}>')
     first = html.escape(next(iter(frames)))
