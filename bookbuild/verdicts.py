@@ -63,7 +63,9 @@ def _classes() -> Iterator[Row]:
         "gradient": "The integral adds to gradient × code, for a class",
     }
     for rival, claim in claims.items():
-        tests = {b: Comparison(**row["probability"]["gig_minus"][rival]) for b, row in ours.items()}
+        tests = {
+            b: Comparison.of(row["probability"]["gig_minus"][rival]) for b, row in ours.items()
+        }
         where = f"{{numref}}`fig-class-larger`, {run['settings']['evaluated']} held-out photographs"
         yield _judged(claim, tests, where)
     areas = "agreement", "insertion less deletion area, agreement, chapter 5"
@@ -86,7 +88,7 @@ def _readings() -> Iterator[Row]:
         "activation": "They do so better than activation, which knows no class",
     }
     for rival, claim in claims.items():
-        tests = {block: Comparison(**row["gig_minus"][rival]) for block, row in rows.items()}
+        tests = {block: Comparison.of(row["gig_minus"][rival]) for block, row in rows.items()}
         yield _judged(claim, tests, "C-μFidelity, chapter 5")
     tests = {b: _turned(row["order, logit less probability"]) for b, row in rows.items()}
     claim = "Relevance for the probability (eq. 7) orders better than for the logit"
@@ -100,7 +102,7 @@ def _shared() -> Iterator[Row]:
         "the first's own": "It costs both more than one class's own strongest costs both",
     }
     for rival, claim in claims.items():
-        tests = {row["block"]: Comparison(**row["shared_minus"][rival]) for row in rows}
+        tests = {row["block"]: Comparison.of(row["shared_minus"][rival]) for row in rows}
         yield _judged(claim, tests, "logit lost by the class that loses less, chapter 7")
 
 
@@ -114,7 +116,7 @@ def _pairs() -> Iterator[Row]:
     }
     for rival, claim in claims.items():
         tests = {
-            f"{row['source']} → {row['target']}": Comparison(**row["gig_minus"][rival])
+            f"{row['source']} → {row['target']}": Comparison.of(row["gig_minus"][rival])
             for row in run["rows"]
         }
         yield _judged(claim, tests, "{numref}`fig-interlayer-larger`")
@@ -127,7 +129,7 @@ def _paths() -> Iterator[Row]:
         "another class's path": "Its edges are this class's, not those of what is strong",
     }
     for rival, claim in claims.items():
-        tests = {"the chain": Comparison(**row["path_minus"][rival])}
+        tests = {"the chain": Comparison.of(row["path_minus"][rival])}
         yield _judged(claim, tests, "logit lost without the path, chapter 7")
 
 
@@ -140,7 +142,7 @@ def _shortcut() -> Iterator[Row]:
         "clean, within the margin": "Clean photographs lose less than 3 points by it",
     }
     for rival, claim in claims.items():
-        tests = {row["block"]: Comparison(**row["minus"][rival]) for row in run["rows"]}
+        tests = {row["block"]: Comparison.of(row["minus"][rival]) for row in run["rows"]}
         where = f"a watermark, chapter 10, {run['settings']['evaluated']} held-out photographs"
         yield _judged(claim, tests, where)
 
@@ -156,7 +158,7 @@ def _extractors() -> Iterator[Row]:
     }
     for (name, part), claim in claims.items():
         tests = {
-            row["block"]: Comparison(**row["methods"][name][part]["minus_ours"])
+            row["block"]: Comparison.of(row["methods"][name][part]["minus_ours"])
             for row in rows
             if part in row["methods"].get(name, {})
         }
@@ -172,7 +174,7 @@ def _sampling() -> Iterator[Row]:
     }
     for what, claim in claims.items():
         # A gain is better where it is larger, an error where it is smaller.
-        ours = _turned if what == "gain" else lambda test: Comparison(**test)
+        ours = _turned if what == "gain" else lambda test: Comparison.of(test)
         tests = {block: ours(row[what]["minus_ours"]) for block, row in rows.items()}
         yield _judged(claim, tests, "against uniform draws, chapter 8")
 
@@ -181,7 +183,7 @@ def _controls() -> Iterator[Row]:
     rows = artifacts.recorded("controls")["rows"]
     members = {row["block"]: row for row in rows if row["control"] == "members"}
     likeness = {block: row["likeness of classes"]["apart"] for block, row in members.items()}
-    tests = {block: Comparison(**apart["blind less any"]) for block, apart in likeness.items()}
+    tests = {block: Comparison.of(apart["blind less any"]) for block, apart in likeness.items()}
     claim = "A concept is more than its card: its other PFVs are of classes alike too"
     yield _judged(claim, tests, "held out, chapter 2; each block's own interval")
     shuffled = [row for row in rows if row["control"] == "shuffled weights"]

@@ -6,8 +6,8 @@ from importlib import import_module
 from .run import start
 
 NAMES = (
-    "classes", "interlayer", "extractors", "controls", "families", "readings", "shared", "graphs",
-    "paths", "sampling", "shortcut", "scale",
+    "classes", "interlayer", "extractors", "rivals", "controls", "families", "readings", "shared",
+    "graphs", "paths", "sampling", "shortcut", "scale",
 )  # fmt: skip
 PARTS = {name: import_module(f"{__package__}.{name}").make for name in NAMES}
 

@@ -4,8 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gig_helpers import Concepts, SparseAutoencoder, decompose
-from gig_helpers.concepts import tune
+from gig_helpers import Concepts, decompose
 from gig_helpers.report.examples import likeness
 from gig_helpers.report.studies import WRONG_TARGET, study
 
@@ -14,44 +13,31 @@ from .run import TIMED_PICTURES, Run, means, minus, seconds_per_picture, summary
 ORDERS = ["gig", "gradient", "random in use", WRONG_TARGET]
 """Orders of our concepts; the blinder ones wait for chapter 6, where the paper has them."""
 
-RIVALS = (("sae_short", "lasso"), ("sae_short", "own"))
-"""Extractors, and whose codes: those of eq. 2, or of the extractor's own encoder.
-
-Their concepts are judged beside ours, by GIG's order alone, as in Table 2.
-"""
-
 
 def make(run: Run) -> None:
-    """Write ``classes.json``: our concepts by every order, then the rivals' by GIG's."""
+    """Write ``classes.json``."""
     rows: list[dict[str, Any]] = []
-    ours: dict[tuple[str, str], Tensor] = {}
-    for extractor, codes in (("bisecting", "lasso"), *RIVALS):
-        orders = ORDERS if extractor == "bisecting" else ORDERS[:1]
-        for block in reversed(run.blocks):
-            if run.affordable(block, extractor):
-                concepts = _coded_by(run, block, extractor, codes)
-                row = {"block": block, "extractor": extractor, "codes": codes}
-                rows.append(row | _row(run, concepts, orders, ours))
-                write(
-                    run, "classes", rows, evaluated=len(run.evaluated()[1]), held_out=True,
-                    timed=TIMED_PICTURES, gap=run.profile.gap, bracket=run.profile.bracket,
-                    seed=run.profile.seed,
-                )  # fmt: skip
+    for block in reversed(run.blocks):
+        about = {"block": block, "extractor": "bisecting", "codes": "lasso"}
+        rows.append(about | row_of(run, run.concepts(block), ORDERS, {}))
+        write_classes(run, "classes", rows, len(run.evaluated()[1]))
 
 
-def _coded_by(run: Run, block: str, extractor: str, codes: str) -> Concepts:
-    concepts = run.concepts(block, extractor)
-    if isinstance(concepts, SparseAutoencoder) and codes == "lasso":
-        return tune(concepts.dictionary(), run.kept(block), seed=run.profile.seed)
-    return concepts
+def write_classes(run: Run, name: str, rows: list[dict[str, Any]], evaluated: int) -> None:
+    """Write a file of rows of :func:`row_of`, with the settings that these depend on."""
+    write(
+        run, name, rows, evaluated=evaluated, held_out=True, timed=TIMED_PICTURES,
+        gap=run.profile.gap, bracket=run.profile.bracket, seed=run.profile.seed,
+    )  # fmt: skip
 
 
-def _row(
-    run: Run, concepts: Concepts, orders: list[str], ours: dict[tuple[str, str], Tensor]
-) -> dict[str, Any]:
+def row_of(
+    run: Run, concepts: Concepts, orders: list[str], ours: dict[tuple[str, str], Tensor],
+    most: int | None = None, places: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     """One set of concepts; its gains by GIG's order beside those of the block's first, ``ours``."""
-    block, places = concepts.block, len(run.blocks)
-    images, labels = run.evaluated()
+    block, places = concepts.block, places or len(run.blocks)
+    images, labels = run.evaluated(most)
     d = decompose(run.network, images, {block: concepts})
     made = study(d, block, [[label] for label in labels], orders, run.profile)
     row: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """What should fall apart, and what should stay: weights, seeds, photographs, members."""
 
 import copy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,9 +13,8 @@ from gig_helpers import Concepts, Network, attribute, decompose
 from gig_helpers.clustering import rows_of
 from gig_helpers.concepts import extract, nearest_concept
 from gig_helpers.extractors import random_pfvs
-from gig_helpers.report.statistics import compare
 
-from .run import Run, means, write
+from .run import Run, means, minus, write
 
 STAGES = ("fc", "layer4", "layer3", "layer2")
 """Parts of a ResNet from the top down, whose weights are shuffled one after the other."""
@@ -105,11 +104,9 @@ def members(run: Run, concepts: Concepts) -> dict[str, Any]:
     result: dict[str, Any] = {"control": "members", "block": block, "concepts": len(enough)}
     for title, table in {"cosine": cosine, "likeness of classes": likeness}.items():
         arms = {name: torch.tensor(values) for name, values in table.items()}
-        apart = {name: compare(arms["nearest"], arms[name]) for name in names[1:]}
-        apart["blind less any"] = compare(arms["drawn blindly"], arms["of any concept"])
-        result[title] = means(arms) | {
-            "apart": {name: asdict(test) for name, test in apart.items()}
-        }
+        apart = {name: minus(arms["nearest"], arms[name]) for name in names[1:]}
+        apart["blind less any"] = minus(arms["drawn blindly"], arms["of any concept"])
+        result[title] = means(arms) | {"apart": apart}
     return result
 
 

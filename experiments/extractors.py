@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -19,9 +20,8 @@ from gig_helpers.data.paper import PAPER
 from gig_helpers.extractors import overcomplete, random_pfvs
 from gig_helpers.extractors.sae import Encoded, unused
 from gig_helpers.families import thirds
-from gig_helpers.report.statistics import interval
 
-from .run import AFFORDABLE, Run, minus, rounded, write
+from .run import AFFORDABLE, FEWER, Run, mean, minus, rounded, write
 
 PHOTOGRAPHS = 200
 """Photographs on either side of the split that errors are measured on, by one PFV each."""
@@ -29,56 +29,60 @@ PHOTOGRAPHS = 200
 SEEDS = 3
 """Seeds that every extractor is run with."""
 
-BACK = (64, 512)
-"""Numbers of concepts of which is asked how far other photographs give them again."""
+
+def level() -> int:
+    """Fewest families that all photographs support at a block, as ``families.json`` has it."""
+    rows = artifacts.recorded("families")["rows"]
+    whole = {row["block"]: row["supported"] for row in rows if "levels" in row}
+    return min(filter(None, whole.values()))
 
 
 def make(run: Run) -> None:
-    """Write ``concepts.json``, the cheapest extractor first."""
-    rows: dict[str, dict[str, Any]] = {}
-    ours: dict[str, dict[str, Tensor]] = {}
+    """Write ``concepts.json``: at 8 concepts a channel, then at the level, the cheapest first."""
+    rows: dict[tuple[str, bool], dict[str, Any]] = {}
+    ours: dict[tuple[str, bool], dict[str, Tensor]] = {}
     names = [name for name in EXTRACTORS if overcomplete.available(name)]
-    for name in names:
-        for block in (b for b in PAPER["table_1"] if b in run.blocks):
-            if not run.affordable(block, name):
-                continue
-            errors = _of_all_seeds(run, block, name)
-            k = len(run.concepts(block, name))
-            row = {"block": block, "k": k, "nonzeros": wanted_nonzeros(block, k), "methods": {}}
-            methods = rows.setdefault(block, row)["methods"]
-            again = {str(k): _again(run, block, name, k) for k in BACK}
-            compared = _compared(errors, ours.setdefault(block, errors))
-            methods[name] = compared | {"comes_back": again}
-            write(
-                run, "concepts", list(rows.values()), test_photographs=PHOTOGRAPHS,
-                left_out="every fourth photograph", affordable=AFFORDABLE, seeds=SEEDS,
-            )  # fmt: skip
+    blocks = [b for b in PAPER["table_1"] if b in run.blocks]
+    for k, name, block in product((None, level()), names, blocks):
+        if not run.affordable(block, name, k):
+            continue
+        place = block, k is not None
+        errors = _of_all_seeds(run, block, name, k)
+        count = len(run.concepts(block, k=k))
+        about = {"block": block, "k": count, "nonzeros": wanted_nonzeros(block, count)}
+        row = rows.setdefault(place, about | {"at_level": k is not None, "methods": {}})
+        row["methods"][name] = _compared(errors, ours.setdefault(place, errors))
+        if k is not None:
+            row["methods"][name]["comes_back"] = _again(run, block, name, k)
+        write(
+            run, "concepts", list(rows.values()), test_photographs=PHOTOGRAPHS,
+            left_out="every fourth photograph", affordable=AFFORDABLE, seeds=SEEDS,
+            pfvs_at_level=FEWER,
+        )  # fmt: skip
 
 
-def _of_all_seeds(run: Run, block: str, name: str) -> dict[str, Tensor]:
+def _of_all_seeds(run: Run, block: str, name: str, k: int | None) -> dict[str, Tensor]:
     """One extractor's numbers, of every seed."""
     left_out, seen = one_per_photograph(run, block)
-    of_seeds = []
+    nonzeros, of_seeds = wanted_nonzeros(block, len(run.concepts(block, k=k))), []
     for draw in range(SEEDS):
-        concepts = run.concepts(block, name, draw)
-        nonzeros = wanted_nonzeros(block, len(concepts))
+        concepts = run.concepts(block, name, draw, k)
         errors = _errors(concepts, left_out, seen, nonzeros)
         if isinstance(concepts, Encoded):
-            errors |= _own(concepts, run.concepts(block), left_out, nonzeros)
-            errors["dead"] = torch.tensor(float(unused(concepts, run.kept(block))))
-        of_seeds.append(errors | {"seconds": torch.tensor(run.seconds(block, name, draw))})
+            errors |= _own(concepts, run.concepts(block, k=k), left_out, nonzeros)
+            errors["dead"] = torch.tensor(float(unused(concepts, run.kept(block, k))))
+        of_seeds.append(errors | {"seconds": torch.tensor(run.seconds(block, name, draw, k))})
     every = {part: torch.stack([each[part] for each in of_seeds]) for part in of_seeds[0]}
     # The pursuit takes longer than all else, so it has the first seed alone.
-    first, beta = run.concepts(block, name), run.network.bn_shift(block)
+    first, beta = run.concepts(block, name, k=k), run.network.bn_shift(block)
     pursued = _pursued(first, left_out, beta, round(nonzeros))
     return every | {"pursuit": pursued["errors"][None]}
 
 
 def _again(run: Run, block: str, name: str, k: int) -> list[float]:
     """Excess agreement, of every seed; of none where a third of the photographs is too small."""
-    kept = ~run.pfvs.held_out(block)
-    ids = run.pfvs.picture_ids(block)[kept]
-    given = run.kept(block), run.network.bn_shift(block), run.pfvs.photographs[ids]
+    x, ids = run.kept(block, k), run.pfvs.picture_ids(block)[run.made_of(block, k)]
+    given = x, run.network.bn_shift(block), run.pfvs.photographs[ids]
     what = run.pfvs.classes()[ids], k, EXTRACTORS[name].fit
     excess = [float(comes_back(*given, *what, seed)["excess"]) for seed in range(SEEDS)]
     return [value for value in excess if not math.isnan(value)]
@@ -197,12 +201,10 @@ def _compared(errors: dict[str, Tensor], ours: dict[str, Tensor]) -> dict[str, A
         beside["own_codes_alike"] = errors["ours_at_own"]
     entry: dict[str, Any] = {"records": _records(errors)}
     for where, of_seeds in judged.items():
-        mean = of_seeds.mean(dim=0)
-        entry[where] = asdict(interval(mean)) | {
-            "seeds": rounded(of_seeds.mean(dim=1)),
-            "photographs": rounded(mean),
-            "minus_ours": minus(mean, beside[where].mean(dim=0), len(PAPER["table_1"])),
-        }
+        each = of_seeds.mean(dim=0)
+        beside_it = minus(each, beside[where].mean(dim=0), len(PAPER["table_1"]))
+        seeds = rounded(of_seeds.mean(dim=1))
+        entry[where] = mean(each) | {"seeds": seeds, "minus_ours": beside_it}
     return entry
 
 

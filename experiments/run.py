@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from gig_helpers import (
     load_pictures,
     sample,
 )
+from gig_helpers.concepts import load, save, tune
 from gig_helpers.curves import Curves
 from gig_helpers.data import artifacts, profiles
 from gig_helpers.data.pictures import Pictures
@@ -45,15 +47,16 @@ TIMED_PICTURES = 1
 """Pictures that the seconds of every step are measured on."""
 
 
-AFFORDABLE = {
-    "kmeans": 512, "sae": 256, "dictionary_learning": 256, "top_k": 256, "archetypal": 256,
-    "matching_pursuit": 256, "nmf": 256, "ica": 1024,
-}  # fmt: skip
-"""Channels of the widest block that an extractor is run at where there is no GPU.
+AFFORDABLE = {"bisecting": 1e9, "random_pfvs": 1e9, "kmeans": 3e6, "sae_short": 0}
+"""Concepts times channels that an extractor is run at where there is no GPU; the others 8e5.
 
-Twice as many channels are twice as many concepts too, and take four times longer or more: five
-epochs of the SAE took 1,395 s at layer4.2. A GPU does it all, but for NMF, which knows none.
+That is the paper's 8 per channel at layer1.1, or 384 anywhere: five epochs of the SAE took 1,395 s
+at layer4.2. A GPU does it all, but for NMF, which knows none.
 """
+
+FEWER = 4
+"""PFVs of each picture, the first drawn, where a number of concepts is named: enough
+for a few hundred concepts."""
 
 
 @dataclass(frozen=True)
@@ -79,30 +82,53 @@ class Run:
         """Those of them that the paper's figures show."""
         return [block for block in CHAIN if block in self.blocks]
 
-    def affordable(self, block: str, extractor: str) -> bool:
-        """Whether an extractor makes 8 concepts per channel of this block in minutes."""
+    def affordable(self, block: str, extractor: str, k: int | None = None) -> bool:
+        """Whether an extractor makes so many concepts of this block, by default all, in minutes."""
         channels = self.network.channels(block)
+        count = k or self.profile.n_concepts(channels, int(self.made_of(block).sum()))
         fast = self.network.device.type == "cuda" and extractor != "nmf"
-        return fast or channels <= AFFORDABLE.get(extractor, channels)
+        return fast or count * channels <= AFFORDABLE.get(extractor, 8e5)
 
-    def concepts(self, block: str, extractor: str = "bisecting", draw: int = 0) -> Concepts:
-        """A block's concepts, of the PFVs that are not held out; every draw has its own seed."""
-        self.seconds(block, extractor, draw)  # which makes them, if they are not there
-        return self._fitted(block, extractor, self.profile.seed + draw)
+    def concepts(
+        self, block: str, extractor: str = "bisecting", draw: int = 0, k: int | None = None
+    ) -> Concepts:
+        """A block's concepts, of the PFVs that are not held out; every draw has its own seed.
 
-    def seconds(self, block: str, extractor: str, draw: int) -> float:
+        As many as the profile says, or ``k`` of the PFVs of :meth:`kept` at ``k``.
+        """
+        self.seconds(block, extractor, draw, k)  # which makes them, if they are not there
+        return self._fitted(block, extractor, self.profile.seed + draw, k)
+
+    def seconds(self, block: str, extractor: str, draw: int, k: int | None = None) -> float:
         """What :meth:`concepts` took when they were made, λ included."""
-        settings, seed = asdict(self.profile), self.profile.seed + draw
+        settings, seed = asdict(self.profile) | {"k": k}, self.profile.seed + draw
         given = self.pfvs, settings, block, EXTRACTORS[extractor].fit, seed
-        return float(_seconds(*given, lambda: self._fitted(block, extractor, seed))["seconds"])
+        return float(_seconds(*given, lambda: self._fitted(block, extractor, seed, k))["seconds"])
 
-    def _fitted(self, block: str, extractor: str, seed: int) -> Concepts:
-        options: dict[str, Any] = {"extractor": extractor, "seed": seed, "held_out": True}
-        return fit_concepts(self.pfvs, self.profile, [block], **options)[block]
+    def _fitted(self, block: str, extractor: str, seed: int, k: int | None) -> Concepts:
+        if k is None:
+            options: dict[str, Any] = {"extractor": extractor, "seed": seed, "held_out": True}
+            return fit_concepts(self.pfvs, self.profile, [block], **options)[block]
+        fit, x = EXTRACTORS[extractor].fit, self.kept(block, k)
+        depends = artifacts.fingerprint([self.pfvs, block, fit, k, seed, FEWER])
+        name = artifacts.key("concepts", depends, artifacts.code_of(fit_concepts))
+        path = artifacts.folder() / f"concepts-{name}.safetensors"
+        if not path.exists():
+            made = fit(x, self.network.bn_shift(block), k, seed, block=block)
+            save(tune(made, x, seed=seed) if made.needs_lam else made, path)
+        return load(path).to(self.network.device)
 
-    def kept(self, block: str) -> Tensor:
+    def kept(self, block: str, k: int | None = None) -> Tensor:
         """What :meth:`concepts` are made of: PFVs (n, C)."""
-        return self.pfvs.vectors(block)[~self.pfvs.held_out(block)].to(self.network.device)
+        return self.pfvs.vectors(block)[self.made_of(block, k)].to(self.network.device)
+
+    def made_of(self, block: str, k: int | None = None) -> Tensor:
+        """Which PFVs (N,) those are: none held out, and of each picture the first few at ``k``."""
+        rows = ~self.pfvs.held_out(block)
+        if k is None:
+            return rows
+        ids = pd.Series(self.pfvs.picture_ids(block).numpy())
+        return rows & torch.from_numpy(ids.groupby(ids).cumcount().to_numpy() < FEWER)
 
     @cached_property
     def left_out(self) -> list[int]:
@@ -173,13 +199,20 @@ def together(places: int) -> float:
     return 1 - 0.05 / places
 
 
+def mean(values: Tensor) -> dict[str, Any]:
+    """Mean (N,) with its interval, and the values that it was made from, ``each``."""
+    return asdict(interval(values)) | {"each": rounded(values)}
+
+
 def means(arms: Mapping[str, Tensor]) -> dict[str, Any]:
     """Mean of each arm (N,) with its own interval."""
-    return {name: asdict(interval(values)) for name, values in arms.items()}
+    return {name: mean(values) for name, values in arms.items()}
 
 
-def minus(values: Tensor, others: Tensor, places: int) -> dict[str, Any]:
+def minus(values: Tensor, others: Tensor, places: int = 1) -> dict[str, Any]:
     """Paired difference (N,), its interval corrected for so many places that are read together.
+
+    With the differences, ``each``, and the level of the interval.
 
     Examples
     --------
@@ -188,7 +221,8 @@ def minus(values: Tensor, others: Tensor, places: int) -> dict[str, Any]:
     >>> alone["mean"] == of_ten["mean"], alone["high"] < of_ten["high"]
     (True, True)
     """
-    return asdict(compare(values, others, together(places)))
+    level, each = together(places), rounded(values - others)
+    return asdict(compare(values, others, level)) | {"confidence": level, "each": each}
 
 
 def minus_others(arms: Mapping[str, Tensor], first: str, places: int) -> dict[str, Any]:
@@ -212,13 +246,13 @@ def summary(curves: Mapping[str, Curves], places: int) -> dict[str, Any]:
 def _areas(curves: Curves) -> dict[str, Any]:
     both = {"deletion": curves.deletion, "insertion": curves.insertion}
     areas = {
-        way: asdict(interval(curve.area())) | {"bracket": float(curve.bracket.mean())}
+        way: mean(curve.area()) | {"bracket": float(curve.bracket.mean())}
         for way, curve in both.items()
     }
     at_shares = {way: rounded(curve.mean(0).at(SHARES)) for way, curve in both.items()}
     return {
         **areas,
-        "difference": asdict(interval(curves.gain())) | {"median": float(curves.gain().median())},
+        "difference": mean(curves.gain()) | {"median": float(curves.gain().median())},
         "curves": {"x": rounded(SHARES), **at_shares},
     }
 

@@ -34,6 +34,8 @@ class Decomposition:
     codes
         ``{block: U}`` of the same blocks: coefficients (N, H·W, k) of the atoms; positions
         row-major, or tokens.
+    rests
+        ``{block: ε}`` (N, H·W, C) where :meth:`residual` is not what the network says.
 
     Raises
     ------
@@ -59,6 +61,7 @@ class Decomposition:
     images: Tensor
     concepts: Mapping[str, Concepts]
     codes: Mapping[str, Tensor]
+    rests: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
         network, order = self.network, sorted(self.concepts, key=self.network.index)
@@ -89,8 +92,11 @@ class Decomposition:
 
     def __getitem__(self, rows: slice | Sequence[int]) -> "Decomposition":
         """Some of the pictures."""
-        some = {block: u[rows] for block, u in self.codes.items()}
-        return replace(self, images=self.images[rows], codes=some)
+        codes, rests = (
+            {block: part[rows] for block, part in of.items()}
+            for of in (self.codes, self.rests or {})
+        )
+        return replace(self, images=self.images[rows], codes=codes, rests=rests)
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -100,7 +106,7 @@ class Decomposition:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of network, pictures, concepts and codes."""
-        parts = [self.network, self.images, self.concepts, self.codes]
+        parts = [self.network, self.images, self.concepts, self.codes, self.rests]
         return artifacts.key("decomposition", artifacts.fingerprint(parts))
 
     def at(self, *blocks: str) -> "Decomposition":
@@ -112,18 +118,26 @@ class Decomposition:
         """X̃ = UV + β (N, H·W, C) of eq. 9."""
         return self.concepts[block].decode(self.codes[block])
 
-    @torch.no_grad()
+    @cached_property
+    def _maps(self) -> dict[str, Tensor]:
+        """X (N, H·W, C) at each block: one forward pass a picture for all of them."""
+        with torch.no_grad():
+            maps = self.network.preactivations(self.images, self.blocks)
+        return {block: self.network.positions(x, block) for block, x in maps.items()}
+
     def residual(self, block: str) -> Tensor:
-        """ε = X − X̃ (N, H·W, C) of eq. 1: what the concepts miss. A forward pass a picture."""
-        x = self.network.preactivations(self.images, [block])[block]
-        return self.network.positions(x, block) - self.reconstruction(block)
+        """The rest ε = X − X̃ (N, H·W, C) of eq. 1: what the concepts miss."""
+        if self.rests is not None and block in self.rests:
+            return self.rests[block]
+        return self._maps[block] - self.reconstruction(block)
 
     def without(self, removed: Removal) -> "Decomposition":
-        """The same with these concepts' codes set to 0."""
-        codes = dict(self.codes)
+        """The same with these concepts' codes set to 0; the rest stays as it was."""
+        codes, rests = dict(self.codes), dict(self.rests or {})
         for block, numbers in removed.items():
             codes[block] = codes[block].index_fill(2, self.concepts[block].atoms(numbers), 0.0)
-        return replace(self, codes=codes)
+            rests[block] = self.residual(block)
+        return replace(self, codes=codes, rests=rests)
 
     @torch.no_grad()
     def logits(self, without: Removal | None = None) -> Tensor:

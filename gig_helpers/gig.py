@@ -166,7 +166,7 @@ def integrate(
     value: Callable[[Tensor, Tensor], Tensor], codes: Tensor, concepts: Tensor, beta: Tensor, *,
     baseline: str = "beta", points: int | None = None, rule: str = "gausslegendre",
     positions: bool = False, batch_size: int = 16, tolerance: float = 0.01,
-    return_convergence_delta: bool = False,
+    return_convergence_delta: bool = False, rest: Tensor | None = None,
 ) -> Any:  # fmt: skip
     """Attribute any values that depend on a block's PFVs to its concepts (eqs. 3 and 4).
 
@@ -202,11 +202,15 @@ def integrate(
         are not run again.
     return_convergence_delta
         Return also, as Captum does, the sum of the attributions minus the target's change.
+    rest
+        ε of eq. 1, (HW, C) or (N, HW, C): what the concepts leave of X. With it the path ends in X
+        itself, and the rest is one more source: attributions add up to the network's own change.
 
     Returns
     -------
     Tensor or (Tensor, Tensor)
-        As :func:`gig`; in the dtype and on the device of the codes.
+        As :func:`gig`, with k + 1 columns where there is a rest, whose own is the last; in the
+        dtype and on the device of the codes.
 
     Raises
     ------
@@ -219,6 +223,8 @@ def integrate(
     >>> first = lambda x, rows: x.sum(dim=1)[:, :1]  # the first channel of all positions
     >>> integrate(first, u, v, torch.zeros(3))
     tensor([[4., 0.]])
+    >>> integrate(first, u, v, torch.zeros(3), rest=torch.full((4, 3), 0.25))
+    tensor([[4., 0., 1.]])
     """
     choice(baseline, "baseline", *BASELINES)
     choice(rule, "rule", *RULES)
@@ -233,10 +239,16 @@ def integrate(
         )
     if batch_size < 1:
         raise ValueError(f"batch_size must be positive, not {batch_size}")
+    if rest is not None and rest.shape != (*codes.shape[:-1], concepts.shape[1]):
+        raise ValueError(f"a rest of {tuple(rest.shape)} does not fit codes {tuple(codes.shape)}")
     single = codes.ndim == 2
     u = codes[None] if single else codes
     whole, origin = u @ concepts, beta * BASELINES[baseline]
-    contractions = [_Contraction(of_picture, concepts, positions) for of_picture in u]
+    left: list[Tensor | None] = [None] * len(u)
+    if rest is not None:
+        left = [*(rest[None] if single else rest).to(u)]
+        whole = whole + rest.to(u)
+    contractions = [_Contraction(*each, concepts, positions) for each in zip(u, left, strict=True)]
 
     @exact_convolutions()
     def run(pairs: list[Pair], wanted: list[int] | None) -> list[tuple[Pair, Tensor, Tensor]]:
@@ -372,10 +384,13 @@ def _points(rule: str, points: int | None) -> tuple[list[float], list[float]]:
 
 
 class _Contraction:
-    """u_pq · ⟨G_p, v_q⟩ for a picture's codes U (HW, k), at every position or summed over them."""
+    """u_pq · ⟨G_p, v_q⟩ for a picture's codes U (HW, k), at every position or summed over them.
 
-    def __init__(self, u: Tensor, v: Tensor, positions: bool):
-        self.codes, self.vectors, self.positions = u, v, positions
+    Where there is a rest ε (HW, C), ⟨G_p, ε_p⟩ comes last.
+    """
+
+    def __init__(self, u: Tensor, rest: Tensor | None, v: Tensor, positions: bool):
+        self.codes, self.vectors, self.positions, self.rest = u, v, positions, rest
         by_concept = u.T.nonzero()
         self.concept, self.place = by_concept.unbind(dim=1)
         self.values = u[self.place, self.concept]
@@ -386,11 +401,18 @@ class _Contraction:
         """G (T, HW, C) → (T, m): m non-zero codes, or concepts in use where they are summed."""
         if not len(gradients):
             return gradients
-        if self.positions:
-            return torch.stack([
-                self.values * (g[self.place] * self.vectors[self.concept]).sum(dim=1)
-                for g in gradients
-            ])  # fmt: skip
+        brought = self._at_positions(gradients) if self.positions else self._summed(gradients)
+        if self.rest is None:
+            return brought
+        of_rest = (gradients * self.rest).sum(dim=2)
+        return torch.cat([brought, of_rest if self.positions else of_rest.sum(1, True)], dim=1)
+
+    def _at_positions(self, gradients: Tensor) -> Tensor:
+        return torch.stack([
+            self.values * (g[self.place] * self.vectors[self.concept]).sum(dim=1) for g in gradients
+        ])  # fmt: skip
+
+    def _summed(self, gradients: Tensor) -> Tensor:
         # ⟨Σ_p u_pq G_p, v_q⟩: one sum over the positions that use a concept, for all targets.
         shift = torch.arange(len(gradients), device=self.place.device)[:, None]
         summed = F.embedding_bag(
@@ -401,14 +423,18 @@ class _Contraction:
         return (summed.unflatten(0, (len(gradients), -1)) * self.vectors[self.used]).sum(dim=2)
 
     def spread(self, row: Tensor) -> Tensor:
-        """(m,) to (HW, k), or to (k,)."""
+        """(m,) to (HW, k), or to (k,); with a rest to k + 1."""
         if self.positions:
+            count = len(self.values)
             spread = torch.zeros_like(self.codes)
-            spread[self.place, self.concept] = row
+            spread[self.place, self.concept] = row[:count]
+            left = row[count:, None]
         else:
+            count = len(self.used)
             spread = self.codes.new_zeros(self.codes.shape[1])
-            spread[self.used] = row
-        return spread
+            spread[self.used] = row[:count]
+            left = row[count:]
+        return spread if self.rest is None else torch.cat([spread, left], dim=-1)
 
 
 def _fitting(

@@ -97,9 +97,14 @@ class Question:
         return after if self.later is None else after.sum(dim=1)
 
     def gig(self, **options: Any) -> Tensor:
-        """GIG of atoms (N, T, k), or with ``positions=True`` (N, T, HW, k) (eqs. 4, 5, 7)."""
+        """GIG of atoms (N, T, k), or with ``positions=True`` (N, T, HW, k) (eqs. 4, 5, 7).
+
+        With ``rest=True`` k + 1 columns, along the path to the network's own X.
+        """
         d, here = self.decomposition, self.concepts
         options = {"batch_size": self.batch_size, **(self.options or {}), **options}
+        if options.pop("rest", False):
+            options["rest"] = d.residual(self.source)
         given = d.network, self.codes, here.vectors, self.source
         if self.later is None:
             return class_relevance(*given, self.targets, beta=here.beta, **options)
@@ -123,7 +128,10 @@ class Method:
     def __call__(self, asked: Question) -> Tensor:
         """Importance (N, T, K) of concepts; where the method speaks of atoms, their sums."""
         values, here = self.importance(asked), asked.concepts
-        return here.gathered(values) if values.shape[-1] == len(here.vectors) else values
+        k = len(here.vectors)
+        if values.shape[-1] < k:
+            return values
+        return torch.cat([here.gathered(values[..., :k]), values[..., k:]], dim=-1)
 
     @property
     def fingerprint(self) -> Any:
@@ -188,12 +196,15 @@ def attribute(
         How many states pass the network at once.
     **options
         Of GIG: ``tolerance``, ``points``, ``baseline``, ``output``, and ``positions``, which keeps
-        the attribution of every position; see :func:`gig_helpers.gig.class_relevance`.
+        the attribution of every position; see :func:`gig_helpers.gig.class_relevance`. With
+        ``rest=True`` the path ends in the network's own map, not in the reconstruction, and what
+        the concepts leave of it is one more source.
 
     Returns
     -------
     Tensor
-        (N, T, K), one value per concept; of GIG with ``positions=True`` (N, T, HW, K).
+        (N, T, K), one value per concept; of GIG with ``positions=True`` (N, T, HW, K), and with
+        ``rest=True`` K + 1 of them, the rest last.
 
     Raises
     ------

@@ -210,6 +210,16 @@ def test_without_sets_codes_to_zero(d):
     torch.testing.assert_close(gone, by_hand)
 
 
+def test_what_is_taken_out_does_not_join_the_rest(d):
+    """X − u_q v_q = X̃ without q + ε: the rest of what is left is the picture's own."""
+    removal = {"layer3.1": [0, 7]}
+    less = d.without(removal)
+    torch.testing.assert_close(less.residual("layer3.1"), d.residual("layer3.1"))
+    torch.testing.assert_close(less[[1]].residual("layer3.1"), d.residual("layer3.1")[[1]])
+    x = less.reconstruction("layer3.1") + less.residual("layer3.1")
+    torch.testing.assert_close(d.network.segment("layer3.1")(x), d.logits(removal))
+
+
 def test_some_pictures_and_some_blocks(d):
     for some, rows in ((d[[2, 0]], [2, 0]), (d[1:], [1, 2])):
         assert len(some) == 2 and some.blocks == d.blocks

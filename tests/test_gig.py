@@ -275,6 +275,25 @@ def test_endpoint_is_gradient_times_code(net):
     torch.testing.assert_close(ours[:, 0], codes * u.grad)
 
 
+@pytest.mark.parametrize("positions", [False, True])
+def test_the_rest_is_one_more_atom_at_each_position(net, positions):
+    """A residual is an atom of its own at each position, with the code 1 (eq. 4)."""
+    codes, concepts = case(net, "layer2.0")
+    beta = net.bn_shift("layer2.0")
+    n, p, k = codes.shape
+    rest = torch.randn(n, p, concepts.shape[1], generator=torch.Generator().manual_seed(3)).double()
+    options = {"beta": beta, "points": 4, "positions": positions}
+    ours = class_relevance(net, codes, concepts, "layer2.0", [2, 5], rest=rest, **options)
+    for i in range(n):
+        u, v = torch.cat([codes[i], torch.eye(p).double()], dim=1), torch.cat([concepts, rest[i]])
+        theirs = class_relevance(net, u, v, "layer2.0", [2, 5], **options)
+        of_rest = theirs[..., k:].sum(dim=-1, keepdim=True)
+        expected = torch.cat([theirs[..., :k], of_rest], dim=-1)
+        torch.testing.assert_close(ours[i], expected)
+    with pytest.raises(ValueError, match="does not fit"):
+        class_relevance(net, codes, concepts, "layer2.0", [2], rest=rest[:, :-1], **options)
+
+
 @pytest.mark.parametrize("baseline", ["beta", "zero"])
 def test_a_tolerance_is_kept(net, baseline):
     codes, concepts = case(net, "layer3.1")

@@ -106,6 +106,33 @@ def test_every_method_on_a_real_architecture(real, name):
         torch.testing.assert_close(each[:, 0], both[[0, 1], [0, 1]])
 
 
+@pytest.mark.parametrize("level", [None, 2])
+@pytest.mark.parametrize("target", [1, ("layer3.0", [0, 2])], ids=["class", "concepts"])
+def test_with_the_rest_relevances_add_up_to_the_networks_own_change(real, target, level):
+    """Of the picture's own map, not of the reconstruction, and at every level of the tree."""
+    here = real.concepts["layer2.0"]
+    tree = replace(here, parents=torch.tensor([0, 0, 0, 1, 1, 2]), level=level)
+    codes = {"layer2.0": sparse_codes(2, 64, 6, share=0.5), "layer3.0": torch.ones(2, 16, 3)}
+    d = replace(real, concepts={**real.concepts, "layer2.0": tree}, codes=codes)
+    brought = attribute(d, "layer2.0", target, rest=True, tolerance=0.01)
+    numbers = [[1]] * 2 if target == 1 else [[0, 2]] * 2
+    later = None if target == 1 else "layer3.0"
+    segment = d.network.segment("layer2.0", later)
+    x = d.network.preactivations(d.images, ["layer2.0"])["layer2.0"].flatten(2).mT
+    start = (0 * x + here.beta).to(x)
+    with torch.no_grad():
+        change = segment(x) - segment(start)
+    if later is None:
+        expected = change[:, [1]]
+    else:
+        vectors = torch.nn.functional.normalize(d.concepts[later].vectors[[0, 2]], dim=1)
+        expected = change.sum(dim=1) @ vectors.T
+    assert brought.shape == (2, len(numbers[0]), len(tree) + 1)
+    torch.testing.assert_close(brought.sum(dim=2), expected, rtol=0.0101, atol=0)
+    gradient = attribute(d, "layer2.0", target, method="gradient", rest=True)
+    assert gradient.shape == brought.shape and not torch.allclose(gradient, brought, rtol=1e-2)
+
+
 def test_paths_begin_at_the_concepts_own_beta(real):
     """β one beside the network's: as the function of tensors does it with that β, and complete."""
     network, block, target = real.network, "layer2.0", "layer3.0"
