@@ -97,7 +97,7 @@ def _stage(executed: list[Path]) -> None:
         text = text.replace('<table id=\\"T_', '<table class=\\"dataframe\\" id=\\"T_')
         (SOURCE / "book" / path.name).write_text(text, encoding="utf-8")
     (SOURCE / "book" / "provenance.md").write_text(_provenance(), encoding="utf-8")
-    (SOURCE / "book" / "verdicts.md").write_text(verdicts.table(), encoding="utf-8")
+    (SOURCE / "book" / "verdicts.md").write_text(verdicts.page(), encoding="utf-8")
     for name, chapter, figure in FIRST_PAGE:
         picture, answer = _shown(SOURCE / "book" / f"{chapter}.ipynb", figure)
         (SOURCE / "book" / "images" / f"{name}.png").write_bytes(picture)

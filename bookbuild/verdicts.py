@@ -3,7 +3,9 @@
 Verdicts follow from intervals of paired differences, by rule: nobody writes one down.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
 
 from gig_helpers.data import artifacts
 from gig_helpers.data.paper import place
@@ -16,41 +18,78 @@ Row = tuple[str, str, str]
 """Claim, evidence, verdict."""
 
 
-def verdict(tests: Mapping[str, Comparison]) -> str:
-    """One word for a claim of "better" that was tested at several places.
+def verdict(tests: Mapping[str, Comparison], matters: float = 0.0) -> str:
+    """A few words for a claim of "better" that was tested at several places.
+
+    ``matters`` is the smallest effect that counts, named beforehand: where no interval leaves it on
+    either side, nothing is said of better or worse.
 
     Examples
     --------
     >>> better, worse = Comparison(1, 0.5, 2, 0.01), Comparison(-1, -2, -0.5, 0.01)
     >>> open_ = Comparison(0, -1, 1, 0.9)
     >>> verdict({"a": better}), verdict({"a": better, "b": open_}), verdict({"a": open_})
-    ('holds', 'holds in part', 'not decided')
+    ('holds', 'holds at a', 'not decided')
     >>> verdict({"a": better, "b": worse}), verdict({"a": worse, "b": open_})
-    ('mixed', 'does not hold')
+    ('holds at a, the opposite at b', 'does not hold')
+    >>> verdict({"a": better, "b": open_}, matters=3.0)
+    'too small to matter'
     """
-    verdicts = {test.verdict for test in tests.values()}
-    if verdicts == {"better"}:
+    if all(max(abs(test.low), abs(test.high)) < matters for test in tests.values()):
+        return "too small to matter"
+    of = {
+        word: ", ".join(name for name, test in tests.items() if test.verdict == word)
+        for word in ("better", "worse", "undecided")
+    }
+    if not of["better"]:
+        return "does not hold" if of["worse"] else "not decided"
+    if not of["worse"] and not of["undecided"]:
         return "holds"
-    if "better" in verdicts:
-        return "mixed" if "worse" in verdicts else "holds in part"
-    return "does not hold" if "worse" in verdicts else "not decided"
+    return f"holds at {of['better']}" + (f", the opposite at {of['worse']}" if of["worse"] else "")
 
 
-def table() -> str:
-    """All claims as a Markdown table."""
+def page() -> str:
+    """Three sentences that sum all claims up, and the claims as a Markdown table."""
     parts = (
-        _classes, _readings, _pairs, _paths, _shared, _shortcut, _extractors, _sampling, _controls,
-        _families,
+        _classes, _readings, _pairs, _edges, _paths, _circuits, _shared, _shortcut, _extractors,
+        _sampling, _controls, _families,
     )  # fmt: skip
     rows = [row for part in parts for row in part()]
     lines = ["| Claim | Evidence here | Verdict |", "|---|---|---|"]
     lines += [f"| {claim} | {evidence} | **{word}** |" for claim, evidence, word in rows]
-    return "\n".join(lines) + "\n"
+    return summary(rows) + "\n\n" + "\n".join(lines) + "\n"
 
 
-def _judged(claim: str, tests: Mapping[str, Comparison], where: str) -> Row:
+def summary(rows: Sequence[Row]) -> str:
+    """How many claims hold, hold somewhere, and do not, and which these are.
+
+    Examples
+    --------
+    >>> print(summary([("A is so", "", "holds"), ("B is", "", "does not hold"), ("C", "", "x")]))
+    Of 3 claims 1 holds wherever it was tested and 0 somewhere. Not: *B is*. Left open: *C*.
+    """
+    everywhere = sum(word == "holds" for *_, word in rows)
+    somewhere = sum(word.startswith("holds ") for *_, word in rows)
+    fails = [claim for claim, _, word in rows if word == "does not hold"]
+    other = [
+        claim for claim, _, word in rows if not word.startswith("holds") and claim not in fails
+    ]
+    listed = ("; ".join(f"*{claim}*" for claim in claims) or "none" for claims in (fails, other))
+    hold = "holds" if everywhere == 1 else "hold"
+    return (
+        f"Of {len(rows)} claims {everywhere} {hold} wherever it was tested and {somewhere} "
+        "somewhere. Not: {}. Left open: {}.".format(*listed)
+    )
+
+
+MATTERS = {"area": 0.01, "likeness": 0.01, "correlation": 0.05, "logit": 0.25, "error": 0.005}
+"""The smallest effect that counts, by what is measured."""
+
+
+def _judged(claim: str, tests: Mapping[str, Comparison], where: str, measured: str = "") -> Row:
     short = {name.replace("layer", ""): test for name, test in tests.items()}
-    return claim, f"{in_words(short)} ({where})", verdict(tests)
+    word = verdict(short, MATTERS.get(measured, 0.0))
+    return claim, f"{in_words(short)} ({where})", word
 
 
 def _classes() -> Iterator[Row]:
@@ -67,18 +106,31 @@ def _classes() -> Iterator[Row]:
             b: Comparison.of(row["probability"]["gig_minus"][rival]) for b, row in ours.items()
         }
         where = f"{{numref}}`fig-class-larger`, {run['settings']['evaluated']} held-out photographs"
-        yield _judged(claim, tests, where)
-    areas = "agreement", "insertion less deletion area, agreement, chapter 5"
-    alike = "likeness", "the three most relevant, likeness of classes, chapter 5"
-    claims_of_sae = {
-        "Its concepts serve the class better than an SAE's (Table 2)": ("own", *areas),
-        "They do so with codes by the Lasso for both": ("lasso", *areas),
-        "Its concepts look more like the class than an SAE's (Figure 4)": ("own", *alike),
-    }
-    for claim, (codes, part, where) in claims_of_sae.items():
-        sae = (r for r in rows if r["extractor"] == "sae_short" and r["codes"] == codes)
-        tests = {row["block"]: _turned(row[part]["minus_ours"]) for row in sae}
-        yield _judged(claim, tests, where)
+        yield _judged(claim, tests, where, "area")
+    yield from _rivals()
+
+
+def _rivals() -> Iterator[Row]:
+    rows = sorted(artifacts.recorded("rivals")["rows"], key=lambda row: place(row["block"]))
+    k = rows[0]["k"]
+    areas = "agreement", f"insertion less deletion area, {k} concepts each, chapter 5", "area"
+    alike = "likeness", "the three most relevant, likeness of classes, chapter 5", "likeness"
+    claims = {
+        f"{k} families of atoms serve the class better than as many clusters fitted anew": (
+            "bisecting", "lasso", *areas
+        ),
+        "They do better than PFVs drawn blindly": ("random_pfvs", "lasso", *areas),
+        "They do better than an SAE's own codes (Table 2)": ("sae", "own", *areas),
+        "They do better than an SAE's directions by the Lasso": ("sae", "lasso", *areas),
+        "They do better than a top-k autoencoder": ("top_k", "own", *areas),
+        "They do better than dictionary learning": ("dictionary_learning", "lasso", *areas),
+        "They look more like the class than an SAE's (Figure 4)": ("sae", "own", *alike),
+    }  # fmt: skip
+    for claim, (extractor, codes, part, where, measured) in claims.items():
+        theirs = (r for r in rows if (r["extractor"], r["codes"]) == (extractor, codes))
+        tests = {row["block"]: _turned(row[part]["minus_ours"]) for row in theirs}
+        if tests:
+            yield _judged(claim, tests, where, measured)
 
 
 def _readings() -> Iterator[Row]:
@@ -89,10 +141,10 @@ def _readings() -> Iterator[Row]:
     }
     for rival, claim in claims.items():
         tests = {block: Comparison.of(row["gig_minus"][rival]) for block, row in rows.items()}
-        yield _judged(claim, tests, "C-μFidelity, chapter 5")
+        yield _judged(claim, tests, "C-μFidelity, chapter 5", "correlation")
     tests = {b: _turned(row["order, logit less probability"]) for b, row in rows.items()}
     claim = "Relevance for the probability (eq. 7) orders better than for the logit"
-    yield _judged(claim, tests, "insertion less deletion area, chapter 5")
+    yield _judged(claim, tests, "insertion less deletion area, chapter 5", "area")
 
 
 def _shared() -> Iterator[Row]:
@@ -103,7 +155,7 @@ def _shared() -> Iterator[Row]:
     }
     for rival, claim in claims.items():
         tests = {row["block"]: Comparison.of(row["shared_minus"][rival]) for row in rows}
-        yield _judged(claim, tests, "logit lost by the class that loses less, chapter 7")
+        yield _judged(claim, tests, "logit lost by the class that loses less, chapter 7", "logit")
 
 
 def _pairs() -> Iterator[Row]:
@@ -119,18 +171,62 @@ def _pairs() -> Iterator[Row]:
             f"{row['source']} → {row['target']}": Comparison.of(row["gig_minus"][rival])
             for row in run["rows"]
         }
-        yield _judged(claim, tests, "{numref}`fig-interlayer-larger`")
+        yield _judged(claim, tests, "{numref}`fig-interlayer-larger`", "area")
+
+
+def _edges() -> Iterator[Row]:
+    rows = [row for row in artifacts.recorded("edges")["rows"] if row["of"] == "families"]
+    between = [row for row in rows if row["target"] != "class"]
+    claims = {
+        "GIG, to the reconstruction": "An edge to the network's own map forecasts what a later "
+        "concept loses better than the paper's, to the reconstruction",
+        "attribution patching": "It does so better than one gradient, there",
+        "activation × cosine": "It does so better than what is active and alike",
+    }
+    for rival, claim in claims.items():
+        tests = _of_pairs(between, "ranks", rival)
+        yield _judged(claim, tests, "families taken out, chapter 6", "correlation")
+    for rival in ("the target's relevance", "the source's relevance"):
+        claim = f"An edge says what reaches the class along it, better than {rival} alone"
+        tests = _of_pairs(between, "patched", rival)
+        yield _judged(claim, tests, "path patching, chapter 6", "correlation")
+
+
+def _of_pairs(rows: Iterable[dict[str, Any]], part: str, rival: str) -> dict[str, Comparison]:
+    return {
+        f"{row['source']} → {row['target']}": Comparison.of(row[part]["gig_minus"][rival])
+        for row in rows
+    }
+
+
+def _circuits() -> Iterator[Row]:
+    rows = artifacts.recorded("circuits")["rows"]
+    claims = {
+        "activation": "The most relevant concepts of all blocks keep more of the class than the "
+        "most active",
+        "random in use": "They keep more than any in use",
+        "attribution patching": "They keep more than the first by one gradient",
+        "edges": "They keep more than those that edges alone lead to",
+    }
+    for rival, claim in claims.items():
+        tests = {
+            f"{row['kept']} a block": Comparison.of(row["minus"][rival])
+            for row in rows
+            if row["what"] == "faithful"
+        }
+        yield _judged(claim, tests, "faithfulness of circuits, chapter 7", "correlation")
 
 
 def _paths() -> Iterator[Row]:
     (row,) = artifacts.recorded("paths")["rows"]
     claims = {
-        "control path": "A graph's strongest path carries the class by its edges, not by its end",
-        "another class's path": "Its edges are this class's, not those of what is strong",
+        "control path": "A graph's strongest path costs the class more than one as heavy",
+        "another class's path": "It costs it more than the path of another class",
+        "no edges": "It costs it more than each block's most relevant concept, without edges",
     }
     for rival, claim in claims.items():
         tests = {"the chain": Comparison.of(row["path_minus"][rival])}
-        yield _judged(claim, tests, "logit lost without the path, chapter 7")
+        yield _judged(claim, tests, "logit lost without the path, chapter 7", "logit")
 
 
 def _shortcut() -> Iterator[Row]:
@@ -151,19 +247,22 @@ def _extractors() -> Iterator[Row]:
     run = artifacts.recorded("concepts")
     rows = sorted(run["rows"], key=lambda row: place(row["block"]))
     claims = {
-        ("sae_short", "own_codes"): "It reconstructs better than an SAE's own codes (Table 1)",
-        ("sae_short", "pursuit"): "Its directions are better than an SAE's, like for like",
-        ("kmeans", "pursuit"): "They are better than those of k-means, like for like",
-        ("random_pfvs", "pursuit"): "They are better than PFVs drawn blindly, like for like",
+        ("sae", "own_codes"): "It reconstructs better than an SAE's own codes (Table 1)",
+        ("sae", "left_out"): "Its directions are better than an SAE's, both by the Lasso",
+        ("dictionary_learning", "left_out"): "They are better than those of dictionary learning",
+        ("kmeans", "left_out"): "They are better than those of k-means",
+        ("random_pfvs", "left_out"): "They are better than PFVs drawn blindly",
     }
-    for (name, part), claim in claims.items():
+    for at_level, ((name, part), claim) in product((False, True), claims.items()):
         tests = {
             row["block"]: Comparison.of(row["methods"][name][part]["minus_ours"])
             for row in rows
-            if part in row["methods"].get(name, {})
+            if part in row["methods"].get(name, {}) and row["at_level"] == at_level
         }
+        many = "as many as families" if at_level else "8 a channel"
         if tests:
-            yield _judged(claim, tests, "{numref}`fig-decomposition-larger`")
+            where = f"{many}, {{numref}}`fig-decomposition-larger`"
+            yield _judged(f"{claim}: {many}", tests, where, "error")
 
 
 def _sampling() -> Iterator[Row]:
@@ -176,7 +275,7 @@ def _sampling() -> Iterator[Row]:
         # A gain is better where it is larger, an error where it is smaller.
         ours = _turned if what == "gain" else lambda test: Comparison.of(test)
         tests = {block: ours(row[what]["minus_ours"]) for block, row in rows.items()}
-        yield _judged(claim, tests, "against uniform draws, chapter 8")
+        yield _judged(claim, tests, "against uniform draws, chapter 8", "error")
 
 
 def _controls() -> Iterator[Row]:
@@ -185,19 +284,24 @@ def _controls() -> Iterator[Row]:
     likeness = {block: row["likeness of classes"]["apart"] for block, row in members.items()}
     tests = {block: Comparison.of(apart["blind less any"]) for block, apart in likeness.items()}
     claim = "A concept is more than its card: its other PFVs are of classes alike too"
-    yield _judged(claim, tests, "held out, chapter 2; each block's own interval")
+    yield _judged(claim, tests, "held out, chapter 2; each block's own interval", "likeness")
     shuffled = [row for row in rows if row["control"] == "shuffled weights"]
-    kept = {f"{row['block']} {row['down to']}": row["signed"] for row in shuffled}
     signed, sizes = (
         f"{min(means):.2f} to {max(means):.2f}"
         for means in ([row[of]["mean"] for row in shuffled] for of in ("signed", "absolute"))
     )
-    apart = [name for name, c in kept.items() if c["high"] < APART]
+    apart = [
+        of for of in ("signed", "absolute") if all(row[of]["high"] < APART for row in shuffled)
+    ]
     yield (
-        "Relevance describes the network: its signed order falls apart with the weights",
+        "Relevance describes the network: its order falls apart with the weights, signs and sizes",
         f"rank correlation with the true one {signed} once weights above are shuffled, of sizes "
         f"without sign {sizes} ({{numref}}`fig-scale-shuffled`)",
-        "holds" if len(apart) == len(kept) else "holds in part" if apart else "does not hold",
+        "holds"
+        if len(apart) == 2
+        else "holds of signs"
+        if apart == ["signed"]
+        else "does not hold",
     )
     again: dict[str, list[float]] = {}
     by_block = dict[str, float]()
@@ -206,18 +310,14 @@ def _controls() -> Iterator[Row]:
             again.setdefault(row["of"], []).append(row["again"])
             if row["of"] == "other photographs":
                 by_block[row["block"].replace("layer", "")] = row["again"]
-    seed, other, blind = again.values()
+    seed, _, blind = again.values()
     listed = ", ".join(f"{share:.0%} at {block}" for block, share in by_block.items())
     yield (
         "Atoms, 8 per channel, are the data set's: other photographs give them again",
         f"found again (cosine above 0.9) with other photographs: {listed}; with another seed "
         f"{min(seed):.0%} to {max(seed):.0%}, among PFVs drawn blindly {min(blind):.0%} to "
         f"{max(blind):.0%} (chapter 8)",
-        "holds"
-        if min(other) > AGAIN
-        else "holds in part"
-        if max(other) > AGAIN
-        else "does not hold",
+        _found_at(by_block),
     )
 
 
@@ -232,8 +332,26 @@ def _families() -> Iterator[Row]:
         "the largest number whose agreement, with 95 % confidence, is more than "
         f"{run['settings']['floor']} above that of blind draws: {listed or 'none'}; at {len(some)} "
         f"of {len(whole)} blocks there is one ({{numref}}`fig-concepts-agreement`)",
-        "holds" if len(some) == len(whole) else "holds in part" if some else "does not hold",
+        _at_most(some, whole),
     )
+
+
+def _found_at(shares: Mapping[str, float]) -> str:
+    """Where more than half are found again, if that is at most blocks."""
+    return _at_most([block for block, share in shares.items() if share > AGAIN], shares)
+
+
+def _at_most(some: Collection[str], every: Collection[str]) -> str:
+    """What holds at most places holds; at fewer it does not, whatever it does at one.
+
+    Examples
+    --------
+    >>> _at_most(["1.2", "2.3"], ["1.2", "2.3", "3.0"]), _at_most(["1.2"], ["1.2", "2.3"])
+    ('holds at 1.2, 2.3', 'does not hold')
+    """
+    if len(some) == len(every):
+        return "holds"
+    return f"holds at {', '.join(some)}" if 2 * len(some) > len(every) else "does not hold"
 
 
 def _turned(minus: Mapping[str, float]) -> Comparison:

@@ -2,21 +2,24 @@
 
 import torch
 
-from gig_helpers import decompose
+from gig_helpers import attribute, decompose
 from gig_helpers.paths import control_path, strongest_path
 
 from .run import Run, means, minus_others, write
 
-DRAWS = 5
-"""Control paths of a picture, whose mean counts."""
+PHOTOGRAPHS, DRAWS = 24, 5
+"""Left out; and control paths of each, whose mean counts."""
 
 
 def make(run: Run) -> None:
-    """Write ``paths.json``: the class's logit that each arm costs, over held-out photographs."""
+    """Write ``paths.json``: the class's logit that each arm costs, over held-out photographs.
+
+    One arm knows no edge: the concept of the largest relevance for the class in each block.
+    """
     profile, last = run.profile, run.chain[-1]
     concepts = {block: run.concepts(block) for block in run.chain}
     generator = torch.Generator().manual_seed(profile.seed)
-    images, labels = run.evaluated()
+    images, labels = run.evaluated(PHOTOGRAPHS)
     rows = []
     for n, (image, label) in enumerate(zip(images.split(1), labels, strict=True)):
         d = decompose(run.network, image, concepts)
@@ -25,11 +28,13 @@ def make(run: Run) -> None:
         path, other = (strongest_path(d, c, tolerance=profile.gap) for c in (label, wrong))
         drawn = [control_path(d, path, generator) for _ in range(DRAWS)]
         end = {last: path[last]}
-        taken_out = [path, end, other | end, *drawn]
+        relevance = {b: attribute(d, b, label, tolerance=profile.gap)[0, 0] for b in run.chain}
+        blind = {b: int(of_block.argmax()) for b, of_block in relevance.items()}
+        taken_out = [path, end, other | end, blind | end, *drawn]
         logits = torch.cat([d.logits(removed) for removed in ({}, *taken_out)])[:, label]
         lost = logits[0] - logits[1:]
-        rows.append(torch.stack([*lost[:3], lost[3:].mean()]).cpu())
-    names = "path", "last concept alone", "another class's path", "control path"
+        rows.append(torch.stack([*lost[:4], lost[4:].mean()]).cpu())
+    names = "path", "last concept alone", "another class's path", "no edges", "control path"
     arms = dict(zip(names, torch.stack(rows).T, strict=True))
     minus = minus_others(arms, "path", len(arms) - 1)
     row = {"blocks": run.chain, "lost": means(arms), "path_minus": minus}

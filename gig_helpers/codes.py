@@ -143,18 +143,37 @@ class Decomposition:
     def logits(self, without: Removal | None = None) -> Tensor:
         """The network's logits (N, classes), with these concepts taken out on the way.
 
-        In each block u_pq v_q, of a family those of its atoms, is subtracted at every position;
-        all else stays, the residual included.
+        In each block u_pq v_q, of a family those of its atoms, is subtracted at every position; all
+        else stays, the residual included. Above a block that has lost something the codes are those
+        of what arrives, found anew.
         """
         blocks = [b for b in self.blocks if b in (without or {})]
         if not blocks:
             return self.network.logits(self.images)
-        x = self.network.preactivations(self.images, blocks[:1])[blocks[0]]
-        x = self.network.positions(x, blocks[0])
+        x = self._maps[blocks[0]]
         for block, above in zip(blocks, [*blocks[1:], None], strict=True):
-            atoms = self.concepts[block].atoms((without or {})[block])
-            part = self.codes[block][:, :, atoms] @ self.concepts[block].vectors[atoms]
-            x = self.network.segment(block, above)(x - part)
+            here = self.concepts[block]
+            atoms = here.atoms((without or {})[block])
+            u = self.codes[block] if block == blocks[0] else here.encode(x)
+            x = self.network.segment(block, above)(x - u[:, :, atoms] @ here.vectors[atoms])
+        return x
+
+    @torch.no_grad()
+    def circuit(self, kept: Removal, *, rest: bool = True) -> Tensor:
+        """The network's logits (N, classes), with these concepts alone in each of the blocks.
+
+        All others' codes are set to 0 in all blocks at once (Marks et al., 2025); above the first
+        block codes are those of what arrives. What the concepts miss is kept, or with
+        ``rest=False`` dropped.
+        """
+        x = self._maps[self.blocks[0]]
+        for block, above in zip(self.blocks, [*self.blocks[1:], None], strict=True):
+            here = self.concepts[block]
+            u = self.codes[block] if block == self.blocks[0] else here.encode(x)
+            others = torch.ones(u.shape[2], dtype=torch.bool, device=u.device)
+            others[here.atoms(kept[block])] = False
+            only = here.decode(u.masked_fill(others, 0.0))
+            x = self.network.segment(block, above)(only + (x - here.decode(u) if rest else 0.0))
         return x
 
 

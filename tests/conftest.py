@@ -90,7 +90,9 @@ def random_decomposition(network: Network, sides: dict[str, int], pictures: int)
     codes, concepts = {}, {}
     for block, side in sides.items():
         vectors = torch.randn(12, network.channels(block))
-        concepts[block] = Concepts(vectors, network.bn_shift(block), torch.arange(12), block)
+        concepts[block] = Concepts(
+            vectors, network.bn_shift(block), torch.arange(12), block, lam=0.1
+        )
         codes[block] = sparse_codes(pictures, side * side, 12, share=0.3, seed=side)
     images = torch.randn(pictures, 3, *network.input_size)
     return Decomposition(network, images, concepts, codes)

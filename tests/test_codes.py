@@ -181,7 +181,11 @@ def test_what_is_taken_out_is_a_concept_times_its_codes(d, removal):
     x = network.preactivations(d.images, order[:1])[order[0]].clone()
     for block, above in zip(order, [*order[1:], None], strict=True):
         numbers = removal[block] if isinstance(removal[block], list) else [removal[block]]
-        for n, u in enumerate(d.codes[block]):
+        there = d.codes[block]
+        if block != order[0]:  # what arrives is not what the codes say
+            there = d.concepts[block].encode(x.flatten(2).mT)
+            assert not torch.allclose(there, d.codes[block], atol=1e-2)
+        for n, u in enumerate(there):
             for p in range(len(u)):
                 row, column = divmod(p, x.shape[3])
                 for q in numbers:
@@ -189,6 +193,26 @@ def test_what_is_taken_out_is_a_concept_times_its_codes(d, removal):
         x = network.between(x, block, above).clone() if above else network.logits_from(x, block)
     torch.testing.assert_close(d.logits(removal), x)
     assert not torch.allclose(x, d.logits(), rtol=1e-2)
+
+
+def test_a_circuit_keeps_its_concepts_alone(d):
+    """By hand: in each block the reconstruction from what is kept, of the codes of what arrives."""
+    kept = {"layer2.0": [5, 6], "layer3.1": [0], "layer4.1": [1, 2, 3]}
+    for rest in (False, True):
+        x = d.network.preactivations(d.images, ["layer2.0"])["layer2.0"].flatten(2).mT
+        for block, above in zip(kept, [*[*kept][1:], None], strict=True):
+            here, numbers = d.concepts[block], kept[block]
+            u = d.codes[block] if block == "layer2.0" else here.encode(x)
+            only = here.beta + u[:, :, numbers] @ here.vectors[numbers]
+            missed = x - here.beta - u @ here.vectors
+            x = d.network.segment(block, above)(only + missed if rest else only)
+        torch.testing.assert_close(d.circuit(kept, rest=rest), x)
+    every = dict.fromkeys(d.blocks, range(12))
+    torch.testing.assert_close(d.circuit(every), d.logits())
+    last = d.concepts["layer4.1"]
+    nothing = d.circuit(dict.fromkeys(d.blocks, []), rest=False)
+    at_beta = d.network.segment("layer4.1")(last.beta.expand(3, 4, -1))
+    torch.testing.assert_close(nothing, at_beta)
 
 
 def test_logits_with_nothing_taken_out_are_the_networks(d):

@@ -14,14 +14,23 @@ BETTER, WORSE, OPEN = (
     ("tests", "word"),
     [
         ([BETTER, BETTER], "holds"),
-        ([BETTER, OPEN], "holds in part"),
-        ([BETTER, OPEN, WORSE], "mixed"),
+        ([BETTER, OPEN], "holds at 0"),
+        ([BETTER, OPEN, WORSE], "holds at 0, the opposite at 2"),
         ([WORSE, OPEN], "does not hold"),
         ([OPEN], "not decided"),
     ],
 )
 def test_verdicts_by_rule(tests, word):
-    assert verdicts.verdict(dict(enumerate(tests))) == word
+    tests = {str(n): test for n, test in enumerate(tests)}
+    assert verdicts.verdict(tests) == word
+    assert verdicts.verdict(tests, matters=2.1) == "too small to matter"
+    assert verdicts.verdict(tests, matters=0.9) == word, "some interval reaches beyond it"
+
+
+def test_most_places_are_more_than_half():
+    every = "abcd"
+    words = [verdicts._at_most(every[:n], every) for n in range(5)]
+    assert words == ["does not hold"] * 3 + ["holds at a, b, c", "holds"]
 
 
 def test_what_is_ours_less_theirs_has_its_ends_turned():
@@ -30,12 +39,16 @@ def test_what_is_ours_less_theirs_has_its_ends_turned():
 
 
 def test_every_row_has_a_claim_its_evidence_and_a_verdict():
-    lines = verdicts.table().splitlines()
-    words = {"holds", "holds in part", "mixed", "does not hold", "not decided"}
+    said, _, *lines = verdicts.page().splitlines()
+    words = ("holds", "does not hold", "not decided", "too small to matter")
     assert len(lines) >= 12 and lines[1] == "|---|---|---|"
+    claims = []
     for line in lines[2:]:
         claim, evidence, word = line.strip("| ").split(" | ")
-        assert claim and evidence and word.strip("*") in words
+        assert claim and evidence and word.strip("*").startswith(words)
+        claims.append((claim, evidence, word.strip("*")))
+    assert len({claim for claim, *_ in claims}) == len(claims)
+    assert said == verdicts.summary(claims) and said.startswith(f"Of {len(claims)} claims")
 
 
 def test_better_everywhere_is_what_the_table_says(monkeypatch):
@@ -47,4 +60,4 @@ def test_better_everywhere_is_what_the_table_says(monkeypatch):
     assert [word for *_, word in verdicts._pairs()] == ["holds"] * 4
     pairs[1]["gig_minus"] = pairs[1]["gig_minus"] | {"gradient": minus | {"low": -0.1}}
     *_, (_, evidence, word) = verdicts._pairs()
-    assert word == "holds in part" and "*not decided* at 2.3 → 3.0" in evidence
+    assert word == "holds at 1.2 → 2.3" and "*not decided* at 2.3 → 3.0" in evidence
