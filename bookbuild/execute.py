@@ -24,7 +24,7 @@ from . import BOOK, BUILD, MODULE, ROOT, chapters
 from .kernels import WarmKernels, run
 
 EXECUTED = BUILD / "executed"
-SETTINGS = ("GIG_PROFILE", "GIG_IMAGES", "GIG_IMAGENET_VAL")
+SETTINGS = ("GIG_PROFILE", "GIG_IMAGES")
 CELL_TIMEOUT = {"quick": 1800}
 """Seconds a cell may take, by profile; the larger ones run for hours and have no limit."""
 ALL, PASSES, PASSES_EACH = "all chapters", 6000, 1000

@@ -84,7 +84,7 @@ class Curves:
     >>> both.auc(), both.gain()
     ((tensor(0.5000), tensor(0.5000)), tensor(0.))
     >>> pictures = Curves(*(stacked([curve, curve]) for curve in (falls, rises)))
-    >>> pictures.mean(0).deletion.y.tolist(), pictures.unflatten((2, 1)).gain().shape
+    >>> pictures.mean(0).deletion.y.tolist(), pictures[torch.tensor([[0], [1]])].gain().shape
     ([1.0, 0.0], torch.Size([2, 1]))
     """
 
@@ -107,15 +107,6 @@ class Curves:
         """Mean over one of the leading dimensions of (..., S)."""
         return Curves(self.deletion.mean(dim), self.insertion.mean(dim))
 
-    def unflatten(self, shape: Sequence[int]) -> "Curves":
-        """The same curves with these leading dimensions."""
-        return Curves(
-            *(
-                Curve(c.x.reshape(*shape, -1), c.y.reshape(*shape, -1), c.bracket.reshape(shape))
-                for c in (self.deletion, self.insertion)
-            )
-        )
-
 
 def always_on(codes: Tensor, share: float = 0.5) -> Tensor:
     """Which atoms (k,) have a coefficient in at least this share of all PFVs (..., k).
@@ -130,10 +121,12 @@ def always_on(codes: Tensor, share: float = 0.5) -> Tensor:
     return (codes != 0).flatten(0, -2).double().mean(dim=0) >= share
 
 
+@torch.no_grad()
 def deletion_insertion(
     d: Decomposition, source: str, target: Target, importance: Tensor, *,
     project: Callable[[Tensor, Tensor], Tensor] | None = None, residual: bool = False,
-    reference: str = "reconstruction", **options: Any,
+    reference: str = "reconstruction", tolerance: float = 0.01, axis: str = "all",
+    held: Tensor | None = None, batch_size: int = 16,
 ) -> dict[str, Curves]:  # fmt: skip
     """Deletion and insertion of a block's concepts, for classes or later concepts (section 4.2).
 
@@ -154,8 +147,17 @@ def deletion_insertion(
     reference
         Of later concepts, what has a score of 1: the ``"reconstruction"``, so that insertion ends
         there, or the ``"picture"``.
-    **options
-        ``tolerance``, ``axis``, ``held`` and ``batch_size`` of :func:`curves_of`.
+    tolerance
+        Halving goes on until areas lie within ± so much, their curves taken as monotone
+        between neighbouring states; 0 runs every state, one per concept. States without a change of
+        codes are not run at all.
+    axis
+        ``"all"``: x counts all k concepts; ``"active"``: those with a coefficient in the picture.
+    held
+        (k,) booleans: concepts that stay in place throughout and are not counted, such as the
+        ones that are :func:`always_on`.
+    batch_size
+        How many states of a picture pass the network at once.
 
     Returns
     -------
@@ -168,8 +170,8 @@ def deletion_insertion(
     Raises
     ------
     ValueError
-        If an option is unknown, shapes do not fit, something is NaN, or a later concept's original
-        value is not positive: no share of it can be taken.
+        If an option is unknown, the tolerance is negative, shapes do not fit, something is NaN, or
+        a later concept's original value is not positive: no share of it can be taken.
 
     Examples
     --------
@@ -185,12 +187,17 @@ def deletion_insertion(
     tensor([0.0000, 0.3333, 0.6667, 1.0000], dtype=torch.float64)
     """
     choice(reference, "reference", "reconstruction", "picture")
-    asked = question(d, source, target)
-    segment, count = d.network.segment(source, asked.later), asked.targets.shape[1]
-    if importance.ndim not in (3, 4) or importance.shape[-2] != count:
-        raise ValueError(f"importance {tuple(importance.shape)} does not fit {count} targets")
+    choice(axis, "axis", "all", "active")
+    if tolerance < 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance}")
+    asked, here, u = question(d, source, target), d.concepts[source], d.codes[source]
+    count, segment = asked.targets.shape[1], d.network.segment(source, asked.later)
+    expected = (len(d), count, len(here))
+    if importance.ndim not in (3, 4) or (len(importance), *importance.shape[-2:]) != expected:
+        raise ValueError(f"importance {tuple(importance.shape)} does not fit (N, T, k) {expected}")
+    if importance.isnan().any():
+        raise ValueError("importance holds NaN")
     rest = d.residual(source) if residual or reference == "picture" else None
-    kept = rest if residual else None
 
     def of_classes(n: int) -> Callable[[Tensor], Tensor]:
         return lambda x: class_scores(segment(x), asked.targets[n])
@@ -201,28 +208,32 @@ def deletion_insertion(
             return torch.stack([(project or largest)(after, v) for v in asked.directions[n]], 1)
 
         whole = d[[n]].reconstruction(source)
-        with torch.no_grad():
-            original = scores(whole if rest is None else whole + rest[[n]])
+        original = scores(whole if rest is None else whole + rest[[n]])
         if not (original > 0).all():
             least = float(original.min())
             raise ValueError(f"picture {n}: a target's largest projection is {least:.3g}")
         return lambda x: scores(x) / original
 
-    names: Sequence[str] = SCORES if asked.later is None else ("projection",)
-    needed = range(2) if asked.later is None else range(1)
     measure = of_classes if asked.later is None else of_later
-    orders, width = importance.flatten(1, -2), len(names)
-
-    def wanted(order: int) -> list[int]:
-        return [order % count * width + score for score in needed]
-
-    here, u = d.concepts[source], d.codes[source]
-    curves = curves_of(u, here, orders, measure, wanted, residual=kept, **options)
-    rows, shape = torch.arange(orders.shape[1]), importance.shape[:-1]
-    return {
-        name: curves[:, rows, rows % count * width + score].unflatten(shape)
-        for score, name in enumerate(names)
-    }
+    names: Sequence[str] = SCORES if asked.later is None else ("projection",)
+    needed, width = range(2 if asked.later is None else 1), len(names)
+    free = torch.ones(len(here), dtype=torch.bool) if held is None else ~held.cpu()
+    found: list[list[Curve]] = []
+    for n, orders in enumerate(importance.flatten(1, -2).cpu()):
+        active = here.gathered(u[n].any(dim=0).float()).cpu() > 0
+        walks = []
+        for m, row in enumerate(orders):
+            order = row.argsort(descending=True, stable=True)
+            order = order[(free if axis == "all" else active & free)[order]]
+            wanted = [m % count * width + score for score in needed]
+            walks += [_Walk(order, active, free, way, wanted, tolerance) for way in (False, True)]
+        state = _states(u[n], here, rest[n] if residual and rest is not None else None)
+        _run(walks, state, measure(n), batch_size)
+        found.append([stacked(walk.curve() for walk in walks[way::2]) for way in range(2)])
+    curves = Curves(*map(stacked, zip(*found, strict=True)))
+    shape = importance.shape[1:-1]
+    rows = torch.arange(shape.numel()).reshape(shape)
+    return {name: curves[:, rows, rows % count * width + i] for i, name in enumerate(names)}
 
 
 def class_scores(logits: Tensor, classes: Tensor) -> Tensor:
@@ -247,83 +258,6 @@ def largest(w: Tensor, unit: Tensor) -> Tensor:
     [2.0]
     """
     return (w @ unit).amax(dim=1)
-
-
-@torch.no_grad()
-def curves_of(
-    codes: Tensor, concepts: Concepts, importance: Tensor,
-    measure: Callable[[int], Callable[[Tensor], Tensor]], wanted: Callable[[int], Sequence[int]],
-    *, tolerance: float = 0.01, axis: str = "all", held: Tensor | None = None,
-    residual: Tensor | None = None, batch_size: int = 16,
-) -> Curves:  # fmt: skip
-    """Curves of any scores of a block's PFVs, by several orders (section 4.2).
-
-    Parameters
-    ----------
-    codes
-        U (N, HW, k).
-    importance
-        (N, M, k), of M orders; the highest goes first.
-    measure
-        ``measure(n)`` maps states (B, HW, C) of picture n to scores (B, J).
-    wanted
-        ``wanted(m)``: the scores whose areas are to be known for order m.
-    tolerance
-        Halving goes on until those areas lie within ± so much, their curves taken as monotone
-        between neighbouring states; 0 runs every state, one per concept. States without a change of
-        codes are not run at all.
-    axis
-        ``"all"``: x counts all k concepts; ``"active"``: those with a coefficient in the picture.
-    held
-        (k,) booleans: concepts that stay in place throughout and are not counted, such as the
-        ones that are :func:`always_on`.
-    residual
-        (N, HW, C), added to every state.
-    batch_size
-        How many states of a picture pass the network at once.
-
-    Returns
-    -------
-    Curves
-        Of (N, M, J, S).
-
-    Raises
-    ------
-    ValueError
-        If the axis is unknown, the tolerance is negative, or the importance does not fit.
-
-    Examples
-    --------
-    >>> concepts = Concepts(torch.eye(2), torch.zeros(2), torch.arange(2))
-    >>> codes, importance = torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[1.0, 0.0]]])
-    >>> def measure(n):  # what is there of the two concepts together
-    ...     return lambda x: x.sum(dim=(1, 2))[:, None]
-    >>> curves_of(codes, concepts, importance, measure, lambda m: [0]).deletion.y[0, 0].tolist()
-    [[4.0, 1.0, 0.0]]
-    """
-    choice(axis, "axis", "all", "active")
-    if tolerance < 0:
-        raise ValueError(f"tolerance must not be negative, got {tolerance}")
-    expected = (len(codes), len(concepts))
-    if importance.ndim != 3 or (len(importance), importance.shape[2]) != expected:
-        raise ValueError(f"importance {tuple(importance.shape)} does not fit codes {expected}")
-    if importance.isnan().any():
-        raise ValueError("importance holds NaN")
-    free = torch.ones(len(concepts), dtype=torch.bool) if held is None else ~held.cpu()
-    deletions, insertions = [], []
-    for n, u in enumerate(codes):
-        active = concepts.gathered(u.any(dim=0).float()).cpu() > 0
-        walks = []
-        for m, row in enumerate(importance[n].cpu()):
-            order = row.argsort(descending=True, stable=True)
-            order = order[(free if axis == "all" else active & free)[order]]
-            for inserting in (False, True):
-                walks.append(_Walk(order, active, free, inserting, list(wanted(m)), tolerance))
-        state = _states(u, concepts, None if residual is None else residual[n])
-        _run(walks, state, measure(n), batch_size)
-        deletions.append(stacked(walk.curve() for walk in walks[0::2]))
-        insertions.append(stacked(walk.curve() for walk in walks[1::2]))
-    return Curves(stacked(deletions), stacked(insertions))
 
 
 class _Walk:

@@ -94,14 +94,7 @@ def duality_gap(
     """
     y = _centred(x, vectors, beta)
     residual = y - codes @ vectors
-    return _relative_gap(
-        y.square().sum(-1),
-        residual.square().sum(-1),
-        (y * residual).sum(-1),
-        (residual @ vectors.T).abs().amax(-1),
-        codes.abs().sum(-1),
-        lam,
-    )
+    return _relative_gap(y, residual, (residual @ vectors.T).abs().amax(-1), codes, lam)
 
 
 def objective(
@@ -246,13 +239,12 @@ def _solve(
     for left in range(max_iter, -1, -1):
         residual = y - F.embedding_bag(index, vectors, per_sample_weights=u, mode="sum")
         correlation = (residual @ vectors.T).abs()
-        known = y.square().sum(1), residual.square().sum(1), (y * residual).sum(1)
-        gap = _relative_gap(*known, correlation.amax(1), u.abs().sum(1), lam)
+        gap = _relative_gap(y, residual, correlation.amax(1), u, lam)
         done = torch.nonzero(gap <= tol)[:, 0]
         codes[todo[done, None], index[done]] = u[done]
         # Were the concepts in use the only ones, would the gap be half of it or less?
         within = torch.where(u != 0, correlation.gather(1, index), 0).amax(1)
-        settled = _relative_gap(*known, within, u.abs().sum(1), lam) <= 0.5 * gap
+        settled = _relative_gap(y, residual, within, u, lam) <= 0.5 * gap
         open_ = torch.nonzero(~(gap <= tol))[:, 0]  # NaN is no solution
         todo, y, residual, correlation, gap, settled, index, u = (
             tensor[open_] for tensor in (todo, y, residual, correlation, gap, settled, index, u)
@@ -321,11 +313,11 @@ def _descend(residual: Tensor, atoms: Tensor, u: Tensor, lam: float) -> Tensor:
 
 
 def _relative_gap(
-    target_square: Tensor, residual_square: Tensor, inner: Tensor, correlation: Tensor, l1: Tensor,
-    lam: float,
-) -> Tensor:  # fmt: skip
-    """Duality gap over the objective, from ‖y‖², ‖r‖², ⟨y, r⟩, max_j |⟨v_j, r⟩| and ‖u‖₁."""
-    primal = 0.5 * residual_square + lam * l1
+    y: Tensor, residual: Tensor, correlation: Tensor, codes: Tensor, lam: float
+) -> Tensor:
+    """Duality gap over the objective (...,), from y, r = y − uV, max_j |⟨v_j, r⟩| and u."""
+    residual_square, inner = residual.square().sum(-1), (y * residual).sum(-1)
+    primal = 0.5 * residual_square + lam * codes.abs().sum(-1)
     tiny = torch.finfo(primal.dtype).tiny
     # The dual point s·r maximises the dual over the s that are feasible.
     bound = lam / correlation.clamp(min=tiny)

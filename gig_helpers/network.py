@@ -8,7 +8,6 @@ point-wise feature vector (PFV; section 3.1) is that tensor's channel vector at 
 """
 
 import copy
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import torchvision
 from torch import Tensor, fx, nn
 
 from . import cuts
+from .data import artifacts
 from .data import weights as pretrained
 from .data.pictures import class_names
 from .data.weights import Preprocessing
@@ -240,10 +240,8 @@ class Network:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the architecture and of every weight."""
-        digest = hashlib.sha256(f"{self.model}".encode())
-        for name, tensor in self.model.state_dict().items():
-            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        weights = artifacts.fingerprint(self.model.state_dict())
+        return artifacts.key("network", [f"{self.model}", weights])
 
     def index(self, name: str) -> int:
         """Place of a block in ``blocks``.

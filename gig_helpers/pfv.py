@@ -399,9 +399,7 @@ def _main() -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     profile = profiles.get()
     network = load_network(profile.network, profile.weights)
-    # As the chapters load them: other classes or sizes would be another dataset.
-    given: dict[str, Any] = {"preprocessing": network.preprocessing, "classes": network.classes}
-    sample_part(network, load_pictures(profile.pictures, **given), profile, rank, world_size)
+    sample_part(network, load_pictures(profile.pictures, network), profile, rank, world_size)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ is one, and else its own output. What is added at every position alike, as a bat
 is shared in proportion to the norm of what each position brings; padding brings nothing; 0/0 is 0.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, product
@@ -99,8 +98,7 @@ def table() -> list[tuple[str, str]]:
 
 @_rule(
     *sorted(ACTIVATIONS), "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm",
-    "softmax", "clamp", "to", "neg", "abs", "sqrt", "rsqrt", "pow", "exp",
-    "log", "square",
+    "softmax", "clamp", "to", "neg", "abs", "sqrt", "rsqrt", "pow", "exp", "log", "square",
 )  # fmt: skip
 def hand_on(operation: Operation) -> Down:
     """R_i = R_i: each position alone, a norm's statistics held constant.
@@ -150,9 +148,8 @@ def _move(operation: Operation) -> Down:
     pull = _pull(operation.again, *operation.inputs)
     square, channels = operation.output.square(), operation.channels[-1]
     whole = square.sum(channels, keepdim=True)
-    share = torch.where(
-        whole == 0, 1 / max(square.numel() // max(whole.numel(), 1), 1), square / whole
-    )
+    even = 1 / max(square.numel() // max(whole.numel(), 1), 1)
+    share = torch.where(whole == 0, even, square / whole)
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
         return pull(relevance if relevance.shape[1:] == share.shape else relevance * share)
@@ -171,16 +168,11 @@ def _sum(operation: Operation) -> Down:
     factors = 1, operation.given["alpha"] * (-1 if subtracted else 1)
     along = [(part * v).sum(channels, keepdim=True) for part in operation.inputs]
     ratios = [_quotient(f * each, square) for f, each in zip(factors, along, strict=True)]
-    shapes = [part.shape for part in operation.inputs]  # of values that are let go
+    single = [tuple(d for d, s in enumerate(part.shape) if s == 1) for part in operation.inputs]
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
-        relevance = level(relevance, channels)
-        found = []
-        for ratio, shape in zip(ratios, shapes, strict=True):
-            shared = relevance * ratio
-            wide = [d for d, s in enumerate(shape, 1) if s == 1 < shared.shape[d]]
-            found.append(shared.sum(wide, keepdim=True) if wide else shared)
-        return found
+        relevance = level(relevance, channels)  # what was broadcast takes the sum of its places'
+        return [level(relevance * r, dims) for r, dims in zip(ratios, single, strict=True)]
 
     return down
 
@@ -194,32 +186,26 @@ def _cat(operation: Operation) -> Down:
         whole = _square(operation.target, channels)
         ratios = [_quotient(_square(part, channels), whole) for part in x]
         return lambda relevance: [level(relevance, channels) * ratio for ratio in ratios]
-    known, sizes = [any(part is own for own in x) for part in parts], [p.shape[dim] for p in parts]
+    mine = [n for n, part in enumerate(parts) if any(part is own for own in x)]
     norms = [torch.linalg.vector_norm(part, dim=channels, keepdim=True) for part in x]
+    sizes = [part.shape[dim] for part in parts]
     places = [d for d in range(1, x[0].ndim) if d not in channels]
     total = sum(norm.sum(places, keepdim=True) for norm in norms)
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
         pieces = level(relevance, channels).split(sizes, dim + 1)
         above = [d + 1 for d in places]
-        lost = sum(
-            p.sum(above, keepdim=True) for p, own in zip(pieces, known, strict=True) if not own
-        )
-        kept = [piece for piece, own in zip(pieces, known, strict=True) if own]
-        return [p + lost * _quotient(n, total) for p, n in zip(kept, norms, strict=True)]
+        lost = sum(p.sum(above, keepdim=True) for n, p in enumerate(pieces) if n not in mine)
+        kept = zip((pieces[n] for n in mine), norms, strict=True)
+        return [piece + lost * _quotient(norm, total) for piece, norm in kept]
 
     return down
 
 
 @_rule(
-    "max_pool2d",
-    "avg_pool2d",
-    "adaptive_avg_pool2d",
-    "adaptive_max_pool2d",
-    "mean",
-    "upsample_bilinear2d",
-    "upsample_nearest2d",
-)
+    "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean",
+    "upsample_bilinear2d", "upsample_nearest2d",
+)  # fmt: skip
 def share(operation: Operation) -> Down:
     """μ_i = ⟨v̂_i, v⟩/‖v‖², v̂_i what position i brings to the pooled vector v.
 
@@ -287,7 +273,6 @@ def conv(operation: Operation) -> Down:
     """
     given, (x,), v = operation.given, operation.inputs, operation.target
     window, weight, groups = Window.of(operation.node), given["weight"], given["groups"]
-    rows, columns = x.shape[2:]
     if operation.fused is None and window.kernel == (1, 1):
         seen = x[..., :: window.stride[0], :: window.stride[1]]
         ratios = (_square(seen, (1,)) != 0).to(x)  # one part, the whole, or nothing
@@ -302,14 +287,11 @@ def conv(operation: Operation) -> Down:
             over = arguments(operation.fused)["ceil_mode"]
             parts = (F.conv2d(part, weight) for part in _pool_parts(x, window, over))
         ratios = _ratios(parts, given["bias"], v, directions)
+    (rows, columns), room = x.shape[2:], window.room(x.shape[2:])
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
         here = level(relevance, (1,))[:, :, 0]
-        if window.kernel == window.stride == (1, 1):
-            return [(ratios[:, 0] * here)[:, :, None]]
-        (top, left), ends = window.padding, window.ends(here.shape[2:])
-        edges = (max(rows + top, ends[0]), max(columns + left, ends[1]))
-        below = here.new_zeros(*here.shape[:2], *edges)
+        (top, left), below = window.padding, here.new_zeros(*here.shape[:2], *room)
         for offset, ratio in zip(_offsets(window), ratios.unbind(1), strict=True):
             _seen(window, below, offset, here.shape[2:]).addcmul_(ratio, here)
         return [below[:, :, None, top : top + rows, left : left + columns]]
@@ -415,26 +397,22 @@ def _offset_parts(
     padded = F.pad(x, (columns, columns, rows, rows))
     for offset, tap in zip(_offsets(window), weight.flatten(2).unbind(2), strict=True):
         seen = _seen(window, padded, offset, size)
-        depthwise = groups == len(weight) == x.shape[1]  # which a CPU convolves slowly
-        yield (
-            seen * tap[:, :, None]
-            if depthwise
-            else F.conv2d(seen, tap[..., None, None], groups=groups)
-        )
+        if groups == len(weight) == x.shape[1]:  # depthwise, which a CPU convolves slowly
+            yield seen * tap[:, :, None]
+        else:
+            yield F.conv2d(seen, tap[..., None, None], groups=groups)
 
 
 def _pool_parts(x: Tensor, window: Window, over: bool) -> Iterator[Tensor]:
     """What max-pooling takes from each offset of its window, (N, C, H, W)."""
     pooled, index = F.max_pool2d(x, *window, over, return_indices=True)
-    index = index.int()  # long integers are slow to divide and to compare
-    place = []
-    for dim, along in ((0, index // x.shape[3]), (1, index % x.shape[3])):
-        first = window.stride[dim] * torch.arange(index.shape[2 + dim], device=x.device)
-        first = first[:, None] if dim == 0 else first
-        place.append((along + window.padding[dim] - first) // window.dilation[dim])
-    chosen = (place[0] * window.kernel[1] + place[1]).short()
-    for number in range(math.prod(window.kernel)):
-        yield torch.where(chosen == number, pooled, 0)
+    index, size = index.int(), index.shape[2:]  # long integers are slow to compare
+    (rows, columns), (top, left) = x.shape[2:], window.padding
+    place = torch.full(window.room(x.shape[2:]), -1, dtype=index.dtype, device=x.device)
+    number = torch.arange(rows * columns, device=x.device).reshape(rows, columns)
+    place[top : top + rows, left : left + columns] = number
+    for offset in _offsets(window):
+        yield torch.where(index == _seen(window, place, offset, size), pooled, 0)
 
 
 def _compressed(weight: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -449,16 +427,15 @@ def _compressed(weight: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 
 def _ratios(
-    parts: Iterable[Tensor], shift: Tensor | None, target: Tensor,
-    directions: Iterable[Tensor] | None = None,
-) -> Tensor:  # fmt: skip
+    parts: Iterable[Tensor], shift: Tensor | None, target: Tensor, directions: Iterable[Tensor]
+) -> Tensor:
     """μ of each part (N, C, H, W) in the target, (N, parts, H, W).
 
     μ = (⟨part, v⟩ + ⟨b, v⟩ · ‖part‖ / Σ‖part‖) / ‖v‖²; 0/0 is 0. The inner products are taken with
-    the directions in turn, where given.
+    the directions in turn.
     """
     along, norms = [], []
-    for part, direction in zip(parts, cycle(directions or [target]), strict=False):
+    for part, direction in zip(parts, cycle(directions), strict=False):
         along.append((part * direction).sum(1))
         norms.append(torch.linalg.vector_norm(part, dim=1))
     ratios = torch.stack(along, 1)

@@ -34,6 +34,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from . import rules
+from .cuts import own_size
 from .network import Network, exact_convolutions
 from .rules import RULES, Down, Operation, Rule, level, plus
 from .traced import MOVES, Node, Window, arguments, evaluate, live_inputs, operation
@@ -96,29 +97,26 @@ def contributions(
     >>> relevance.shape, bool((relevance.sum() - logit).abs() < 0.01 * logit.abs())
     (torch.Size([1, 4, 4]), True)
     """
-    levels = (PIXELS, *network.blocks)
-    wanted = list(network.blocks if blocks is None else blocks)
-    for name in wanted:
-        if name != PIXELS:
-            network.index(name)
-    if not wanted:
+    nodes = {PIXELS: network.nodes(None, None)[0]} | {b: network.node(b) for b in network.blocks}
+    wanted = set(network.blocks if blocks is None else blocks)
+    for name in wanted - {PIXELS}:
+        network.index(name)
+    maps: dict[str, list[Tensor]] = {name: [] for name in nodes if name in wanted}
+    if not maps:
         return {}
-    lowest = min(levels.index(name) for name in wanted)
+    lowest = next(iter(maps))
     images = _checked_images(network, images, batch_size)
     if classes is not None:
         classes = _checked_classes(network, classes, len(images))
-    maps: dict[str, list[Tensor]] = {name: [] for name in levels if name in wanted}
-    nodes = {name: network.node(name) for name in network.blocks}
-    source = None if lowest == 0 else nodes[levels[lowest]]
-    sweep = _Sweep(network, source, None, rule)
+    sweep = _Sweep(network, nodes[lowest], None, rule)
     for start in range(0, len(images), batch_size):
         x = images[start : start + batch_size].contiguous(memory_format=torch.channels_last)
-        if source is not None:
-            x = network.preactivations(x, [levels[lowest]])[levels[lowest]]
+        if lowest != PIXELS:
+            x = network.preactivations(x, [lowest])[lowest]
         chosen = None if classes is None else classes[start : start + batch_size]
         relevance = sweep.logits(x, chosen)
         for name, parts in maps.items():
-            parts.append(relevance[nodes.get(name, sweep.source)][0])
+            parts.append(relevance[nodes[name]][0])
     return {name: torch.cat(parts) for name, parts in maps.items()}
 
 
@@ -260,9 +258,7 @@ class _Sweep:
             most = max(map(_numel, step.inputs))
             step.inputs = [n for n in step.inputs if _numel(n) == most]
         elif rule is rules.linear and alone and kind in ("mean", "adaptive_avg_pool2d"):
-            if _numel(below) == math.prod(
-                below.meta["shape"][d] for d in (0, *below.meta["channels"])
-            ):
+            if math.prod(own_size(below)) == 1:
                 step.rule, step.inputs = rules.mean_of_linear, live_inputs(below)
                 step.inside = [*chain, node]
         elif rule is rules.linear and alone and (kind == _ATTENTION or _is_pattern(below)):
@@ -306,33 +302,27 @@ class _Sweep:
         """The forward pass, which leaves each node's way down; the sink's value; its classes."""
         last = _chain(self.sink)[0]  # where a class is a direction: logits, before they are flat
         order = {node: n for n, node in enumerate(self.nodes)}
-        until = dict.fromkeys(self.nodes, 0)  # the place after which nothing needs a value
+        until = {self.sink: len(order)}  # the place after which nothing needs a value
         for node in self.nodes[1:]:
-            until.update({n: order[node] for n in node.all_input_nodes if n in order})
+            until |= dict.fromkeys(node.all_input_nodes, order[node])
         ready: dict[Node, list[_Step]] = {}
         for step in self.steps.values():
             ready.setdefault(step.joint, []).append(step)
-            place = order[step.joint]
-            until.update({n: max(until[n], place) for n in step.needs if n in order})
-        until[self.sink] = len(order)
-        done: dict[int, list[Node]] = {}
-        for node, place in until.items():
-            done.setdefault(place, []).append(node)
+            until |= {n: max(until.get(n, 0), order[step.joint]) for n in step.needs}
         values, seed = {self.source: x}, x
         downs: dict[Node, Down] = {}
         for place, node in enumerate(self.nodes):
             if place:
                 values[node] = self.network.value(node, values, len(x))
+            v = values[node]
             if node is last and self.to_logits:
-                flat = values[node].flatten(1)
+                flat = v.flatten(1)
                 chosen = flat.argmax(1) if classes is None else classes
                 seed = F.one_hot(chosen, flat.shape[1]).to(flat)
+                v = v * seed.reshape(v.shape)
             for step in ready.get(node, ()):
-                seeded = node is last and self.to_logits
-                v = values[node] * seed.reshape(values[node].shape) if seeded else values[node]
                 downs[step.node] = step.rule(self._operation(step, values, v))
-            for passed in done.get(place, ()):
-                values.pop(passed, None)
+            values = {n: value for n, value in values.items() if until.get(n, 0) > place}
         return downs, values[self.sink], seed
 
     def _operation(self, step: _Step, values: dict[Node, Any], target: Tensor) -> Operation:
@@ -367,23 +357,16 @@ class _Sweep:
 
     def _down(self, downs: dict[Node, Down], start: Tensor) -> dict[Node, Tensor]:
         """Relevance of the blocks and the source, as (K, N, …) without channels."""
-        relevance, kept = {self.sink: start}, {}
-        for node in reversed(self.nodes):
-            if node not in relevance:
-                continue
-            here = relevance.pop(node)
-            if node is self.source or node in self.stops:
-                (channel,) = node.meta["channels"]
-                kept[node] = level(here, (channel,)).squeeze(channel + 1)
-            if node is self.source:
-                break
-            inputs = self.steps[node].inputs
-            for below, part in zip(inputs, downs[node](here), strict=True):
+        relevance = {self.sink: start}
+        for node, step in self.steps.items():
+            here = relevance[node] if node in self.stops else relevance.pop(node)
+            for below, part in zip(step.inputs, downs[node](here), strict=True):
                 # A convolution that enters the sum shares the sum's relevance by itself.
                 joint = below in self.steps and self.steps[below].joint is node
                 part = level(here, node.meta["channels"]) if joint else part
                 relevance[below] = plus(relevance.get(below), part, below.meta["channels"])
-        return kept
+        channels = {node: node.meta["channels"] for node in relevance}
+        return {n: level(r, channels[n]).squeeze(channels[n][0] + 1) for n, r in relevance.items()}
 
 
 def _numel(node: Node) -> int:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 Node: TypeAlias = Any
 """A node of a traced graph (``torch.fx.Node``), whose types would make every argument a union."""
@@ -72,16 +73,16 @@ class Window(NamedTuple):
             padding = [r // 2 for r in reach]
         return cls(pair(kernel), pair(given["stride"] or kernel), pair(padding), dilation)
 
-    def ends(self, size: Sequence[int]) -> tuple[int, int]:
-        """Rows and columns that the windows of so many positions reach over, with the padding.
+    def room(self, size: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of a map of this size, padded, and beyond it as far as a window reaches.
 
         Examples
         --------
-        >>> Window((3, 3), (2, 2), (1, 1), (1, 1)).ends((4, 5))
-        (9, 11)
+        >>> Window((3, 3), (2, 2), (1, 1), (1, 1)).room((8, 9))
+        (12, 13)
         """
-        parts = zip(size, self.stride, self.kernel, self.dilation, strict=True)
-        rows, columns = ((count - 1) * s + (k - 1) * d + 1 for count, s, k, d in parts)
+        parts = zip(size, self.padding, self.kernel, self.dilation, strict=True)
+        rows, columns = (count + 2 * p + (k - 1) * d for count, p, k, d in parts)
         return rows, columns
 
 
@@ -235,7 +236,7 @@ class _Building:
             args = (self.like, *args[1:])
         if name in _NOTHING or name == "getitem":
             return args[0] if name in _NOTHING else args[0][args[1]]
-        if not any(isinstance(n, fx.Node) for n in _flat((args, kwargs))):
+        if not any(isinstance(n, fx.Node) for n in tree_leaves((args, kwargs))):
             return node.target(*args, **kwargs)
         path = [(module,) for module, _ in node.meta.get("nn_module_stack", {}).values()]
         paths = [path[-1][0].split("@")[0]] if path else [""]
@@ -255,9 +256,7 @@ class _Building:
         paths: Sequence[str] = ("",),
     ) -> Node:  # fmt: skip
         """A new node; ``value`` has the shape of what it makes."""
-        args, kwargs = torch.utils._pytree.tree_map_only(
-            Tensor, self.constant, (args, kwargs or {})
-        )
+        args, kwargs = tree_map_only(Tensor, self.constant, (args, kwargs or {}))
         name = target.__name__.split(".")[0]
         node = self.graph.create_node("call_function", target, args, kwargs, name)
         if value is None or not live_inputs(node):
@@ -316,9 +315,8 @@ class _Building:
         below = args[0].all_input_nodes[0]
         shape, weight = below.meta.get("shape", ()), args[1]
         flat = operation(args[0]) in ("flatten", "reshape") and below.meta.get("channels") == (1,)
-        if not flat or len(shape) != 4 or weight.shape[1:] != (math.prod(shape[1:]),):
-            return None
-        if shape[2] * shape[3] == 1:
+        fits = len(shape) == 4 and weight.shape[1:] == (math.prod(shape[1:]),)
+        if not flat or not fits or shape[2] * shape[3] == 1:
             return None
         kernel = weight.unflatten(1, shape[1:])
         made: Any = torch.ops.aten.conv2d.default, torch.ops.aten.flatten.using_ints
@@ -351,7 +349,3 @@ class _Building:
             for d, s in enumerate(found.shape)
         ]
         return tuple(d for d, (a, b) in enumerate(steps) if ((a != b) & (a * b != 0)).any())
-
-
-def _flat(values: Any) -> list[Any]:
-    return torch.utils._pytree.tree_leaves(values)

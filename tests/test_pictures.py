@@ -11,6 +11,7 @@ from imagenet_w import AddWatermark
 from PIL import Image, ImageOps
 
 from gig_helpers import class_names, load_pictures
+from gig_helpers.data import profiles
 from gig_helpers.data.pictures import SOURCES, UnreadablePicture
 from gig_helpers.data.weights import MEAN, STD, AssetUnavailable, Preprocessing
 
@@ -98,6 +99,8 @@ def test_broken_pictures_are_named(picture_folder, content):
 
 
 def test_bad_folders_are_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv("GIG_IMAGES", raising=False)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="GIG_IMAGES"):
         load_pictures(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="no picture in"):
@@ -105,9 +108,8 @@ def test_bad_folders_are_refused(tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("text")
     with pytest.raises(ValueError, match="no picture in"):
         load_pictures(str(tmp_path))
-    monkeypatch.delenv("GIG_IMAGENET_VAL", raising=False)
-    with pytest.raises(FileNotFoundError, match="GIG_IMAGENET_VAL"):
-        load_pictures("imagenet-val")
+    with pytest.raises(FileNotFoundError, match="no folder imagenet-val: GIG_IMAGES must name"):
+        load_pictures(profiles.get("paper").pictures)
 
 
 def test_a_set_that_cannot_be_downloaded_says_what_to_do(tmp_path, monkeypatch):

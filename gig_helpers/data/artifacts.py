@@ -158,11 +158,8 @@ def cached(
         def run(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            depends = {
-                name: fingerprint(value)
-                for name, value in bound.arguments.items()
-                if name not in ignore
-            }
+            given = bound.arguments.items()
+            depends = {name: fingerprint(value) for name, value in given if name not in ignore}
             name = key(stage, depends, code_of(function))
             path = folder() / f"{stage}-{name}.safetensors"
             if not path.exists():

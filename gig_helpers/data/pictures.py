@@ -1,8 +1,6 @@
 """Sets of pictures, each a view of a photograph with, where known, its class."""
 
 import hashlib
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -18,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from .weights import AssetUnavailable, Preprocessing, cache_folder, socket_timeout
+from . import artifacts
+from .weights import AssetUnavailable, Preprocessing, cache_folder, fetching
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -54,7 +53,7 @@ class Pictures(Dataset):
     classes
         Names that the labels count in.
     changes
-        What each view goes through before it is seen, if anything; see :meth:`changed`.
+        What each view goes through in turn before it is seen; see :meth:`changed`.
 
     Examples
     --------
@@ -74,7 +73,7 @@ class Pictures(Dataset):
     boxes: tuple[tuple[float, float, float, float], ...]
     preprocessing: Preprocessing = Preprocessing()
     classes: tuple[str, ...] = ()
-    changes: tuple[Change | None, ...] = ()
+    changes: tuple[tuple[Change, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -111,30 +110,26 @@ class Pictures(Dataset):
         size, resize, *_, interpolation = self.preprocessing
         how = v2.InterpolationMode(interpolation)
         seen = v2.functional.center_crop(v2.functional.resize(image, [resize], how), [size])
-        change = self._changes[index]
-        return seen if change is None else change(seen)
+        return _after(self._changes[index], seen)
 
     @property
-    def _changes(self) -> tuple[Change | None, ...]:
-        return self.changes or (None,) * len(self)
+    def _changes(self) -> tuple[tuple[Change, ...], ...]:
+        return self.changes or ((),) * len(self)
 
     @property
     def fingerprint(self) -> str:
         """Hash of every file's relative path, size and view, and of its own preprocessing.
 
-        A change is known by what it makes of noise.
+        Changes are known by what they make of noise.
         """
         sizes = [file.stat().st_size if file.exists() else -1 for file in self.files]
         own: list[Any] = [] if self.preprocessing == Preprocessing() else [self.preprocessing]
         size = self.preprocessing.size
         noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
-        made: dict[Change | None, str] = {}
-        for change in {*self.changes}:
-            if change is not None:
-                made[change] = hashlib.sha256(change(Image.fromarray(noise)).tobytes()).hexdigest()
-        own += [made.get(change) for change in self.changes]
-        text = json.dumps([*zip(self.paths, sizes, self.boxes, strict=True), *own])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        seen = {each: _after(each, Image.fromarray(noise)).tobytes() for each in {*self.changes}}
+        known = {each: hashlib.sha256(content).hexdigest() for each, content in seen.items()}
+        own += [known[each] for each in self.changes]
+        return artifacts.key("pictures", [*zip(self.paths, sizes, self.boxes, strict=True), *own])
 
     def changed(self, change: Change) -> "Pictures":
         """The same views, each after a change of its image: twins that differ in one thing.
@@ -152,12 +147,7 @@ class Pictures(Dataset):
         >>> torch.equal(twins[0], pictures[0].flip(2)), twins.labels == pictures.labels
         (True, True)
         """
-
-        def after(before: Change | None) -> Change:
-            return change if before is None else lambda image: change(before(image))
-
-        after_each = {before: after(before) for before in self._changes}
-        return replace(self, changes=tuple(after_each[before] for before in self._changes))
+        return replace(self, changes=tuple((*before, change) for before in self._changes))
 
     def joined(self, other: "Pictures") -> "Pictures":
         """These and others, of the same preprocessing and classes, such as twins (:meth:`changed`).
@@ -186,6 +176,12 @@ class Pictures(Dataset):
         return replace(self, **some)
 
 
+def _after(changes: Sequence[Change], image: Image.Image) -> Image.Image:
+    for change in changes:
+        image = change(image)
+    return image
+
+
 def load_pictures(
     spec: str = "sample", network: Any = None, *,
     preprocessing: Preprocessing | None = None, classes: Sequence[str] | None = None,
@@ -198,9 +194,8 @@ def load_pictures(
         One of :data:`SOURCES`: ``"sample"``, the 20 ImageNet photographs inside foolbox, five
         views each (the whole and four quarters), and six photographs without a class from
         scikit-image and scikit-learn; ``"imagenette"``, the validation part of Imagenette,
-        downloaded by torchvision; ``"imagenet-val"``, the folder that the environment variable
-        ``GIG_IMAGENET_VAL`` names. Anything else: a folder, searched with its sub-folders. A
-        picture gets the class of its nearest parent folder that is named like an ImageNet class
+        downloaded by torchvision. Anything else: a folder, searched with its sub-folders. A picture
+        gets the class of its nearest parent folder that is named like an ImageNet class
         (``n01534433`` or ``junco``).
     network
         Whose preprocessing and classes they get; by default as for a ResNet with ImageNet's
@@ -266,25 +261,9 @@ def _package_folder(package: str, inside: str) -> Path:
 
 def _imagenette() -> Pictures:
     root = cache_folder() / "imagenette"
-    with socket_timeout():
-        try:
-            torchvision.datasets.Imagenette(root, split="val", size="320px", download=True)
-        except OSError as error:
-            raise AssetUnavailable(
-                f"Imagenette cannot be downloaded ({error}); connect to the internet, or set "
-                "GIG_IMAGES to a folder of pictures"
-            ) from error
+    with fetching("Imagenette", ", or set GIG_IMAGES to a folder of pictures"):
+        torchvision.datasets.Imagenette(root, split="val", size="320px", download=True)
     return _folder(root / "imagenette2-320" / "val", "imagenette")
-
-
-def _imagenet_val() -> Pictures:
-    given = os.environ.get("GIG_IMAGENET_VAL")
-    if not given:
-        raise FileNotFoundError(
-            "set GIG_IMAGENET_VAL to the folder of ImageNet's validation pictures, or "
-            "GIG_IMAGES to any folder of pictures"
-        )
-    return _folder(Path(given), "ImageNet validation")
 
 
 def _folder(root: Path, name: str) -> Pictures:
@@ -301,11 +280,7 @@ def _folder(root: Path, name: str) -> Pictures:
     return Pictures(name, tuple(files), paths, labels, ((0.0, 0.0, 1.0, 1.0),) * len(files))
 
 
-SOURCES: dict[str, Callable[[], Pictures]] = {
-    "sample": _sample,
-    "imagenette": _imagenette,
-    "imagenet-val": _imagenet_val,
-}
+SOURCES: dict[str, Callable[[], Pictures]] = {"sample": _sample, "imagenette": _imagenette}
 """Sets of pictures by name; any other name is a folder's."""
 
 

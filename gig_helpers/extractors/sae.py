@@ -15,6 +15,8 @@ from .simple import centre
 
 PATIENCE = 10
 """Epochs in which the loss of held-out PFVs must fall by 1 % for training to go on."""
+_BATCH = 256
+"""PFVs of a training step."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def unused(concepts: Concepts, x: Tensor) -> int:
 @extractor("sae", "SAE, converged")
 def sparse_autoencoder(
     x: Tensor, beta: Tensor, k: int, seed: int = 0, *, sparsity: float = 5.0,
-    epochs: int | None = None, learning_rate: float = 1e-3, batch_size: int = 256, block: str = "",
+    epochs: int | None = None, learning_rate: float = 1e-3, block: str = "",
 ) -> SparseAutoencoder:  # fmt: skip
     """Sparse autoencoder with the loss of eq. 11, set up as in Templeton et al. (2024).
 
@@ -139,10 +141,7 @@ def sparse_autoencoder(
         penalty = codes @ decoder.norm(dim=1)
         return (error.square().sum(1) + share * sparsity * penalty).mean()
 
-    losses = train(
-        parameters, loss, scaled, generator,
-        epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
-    )  # fmt: skip
+    losses = train(parameters, loss, scaled, generator, epochs=epochs, learning_rate=learning_rate)
     # The codes stay in the scaled unit; the decoder carries x's.
     vectors = decoder.detach() * unit_length
     encoder = encoder.detach() / unit_length
@@ -175,7 +174,6 @@ def standardized(x: Tensor) -> tuple[Tensor, Tensor, float]:
 def train(
     parameters: list[Tensor], loss: Callable[[Tensor, float], Tensor], x: Tensor,
     generator: torch.Generator, *, epochs: int | None = None, learning_rate: float = 1e-3,
-    batch_size: int = 256,
 ) -> tuple[float, ...]:  # fmt: skip
     """Lower an autoencoder's loss in place, by Adam; the loss of PFVs held out after each epoch.
 
@@ -202,10 +200,10 @@ def train(
     optimizer = torch.optim.Adam(parameters, learning_rate)
     held_out, rest = torch.randperm(len(x), generator=generator).tensor_split([-(-len(x) // 10)])
     total, step = epochs or 500, 0
-    warm_up = max(1, total * -(-len(rest) // batch_size) // 20)
+    warm_up = max(1, total * -(-len(rest) // _BATCH) // 20)
     losses: list[float] = []
     while len(losses) < total and (epochs is not None or not _flat(losses[total // 20 :])):
-        for order in torch.randperm(len(rest), generator=generator).split(batch_size):
+        for order in torch.randperm(len(rest), generator=generator).split(_BATCH):
             step += 1
             optimizer.zero_grad()
             loss(x[rest[order]], min(1.0, step / warm_up)).backward()

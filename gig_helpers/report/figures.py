@@ -1,14 +1,13 @@
 """Figures with matplotlib, for the page and the printer. No computation here."""
 
-import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.core.pylabtools import print_figure
 from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -16,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from PIL import Image, ImageDraw
-from scipy import stats
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
@@ -200,29 +198,7 @@ def cards(rows: Sequence[tuple[str, Sequence[Example]]], columns: int = 5) -> Fi
     return figure
 
 
-def curves(
-    axes: Axes, x: Tensor | np.ndarray, values: Tensor | np.ndarray, label: str, colour: str
-) -> None:
-    """Mean (S,) of curves (N, S) over pictures, with a band of ± 1.96 standard errors.
-
-    Examples
-    --------
-    >>> figure, axes = plt.subplots()
-    >>> curves(axes, np.array([0.0, 1.0]), np.array([[1.0, 0.0], [3.0, 0.0]]), "GIG", COLOURS[0])
-    >>> axes.lines[0].get_ydata().tolist()
-    [2.0, 0.0]
-    >>> plt.close(figure)
-    """
-    array = np.asarray(values)
-    mean = array.mean(axis=0)
-    error = 1.96 * stats.sem(array) if len(array) > 1 else 0 * mean
-    axes.plot(np.asarray(x), mean, label=label, color=colour)
-    axes.fill_between(np.asarray(x), mean - error, mean + error, color=colour, alpha=0.2, lw=0)
-
-
-def curve_grid(
-    panels: Mapping[str, Mapping[str, Curves]], ylabel: str, xlabel: str = "share of concepts"
-) -> Figure:
+def curve_grid(panels: Mapping[str, Mapping[str, Curves]], ylabel: str) -> Figure:
     """Deletion (above) and insertion curves (below), a column a title: means, and each picture's.
 
     Thin lines are pictures, their dots the states that were run. The x axis is logarithmic but
@@ -260,7 +236,7 @@ def curve_grid(
                 axes.plot(mean.x, mean.y, label=label, color=colour)
         column[0].set_title(title)
         column[1].set_xscale("symlog", linthresh=0.01)
-        column[1].set(xlabel=xlabel, xlim=(0, 1))
+        column[1].set(xlabel="share of concepts", xlim=(0, 1))
         column[1].set_xticks([0, 0.01, 0.1, 1], ["0", ".01", ".1", "1"], minor=False)
     grid[0, 0].set_ylabel(f"deletion: {ylabel}")
     grid[1, 0].set_ylabel(f"insertion: {ylabel}")
@@ -346,7 +322,8 @@ def flipbook(frames: Mapping[str, Figure], title: str) -> HTML:
 
     Examples
     --------
-    >>> book = flipbook({"α = 0": plt.figure(), "α = 1": plt.figure()}, "place on the path")
+    >>> frames = {f"α = {share}": plt.subplots()[0] for share in (0, 1)}
+    >>> book = flipbook(frames, "place on the path")
     >>> book.data.count("<img"), book.data.count(" hidden"), plt.get_fignums()
     (2, 1, [])
     """
@@ -354,10 +331,8 @@ def flipbook(frames: Mapping[str, Figure], title: str) -> HTML:
         raise ValueError("a flipbook needs a figure at least")
     pages: list[str] = []
     for name, figure in frames.items():
-        picture_of = io.BytesIO()
-        figure.savefig(picture_of, format="webp", bbox_inches="tight")
+        source = print_figure(figure, "webp", base64=True)
         plt.close(figure)
-        source = base64.b64encode(picture_of.getvalue()).decode()
         rest = " hidden" if pages else ""
         pages.append(f'<img alt="{html.escape(name)}" src="data:image/webp;base64,{source}"{rest}>')
     first = html.escape(next(iter(frames)))

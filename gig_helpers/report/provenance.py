@@ -26,11 +26,9 @@ def provenance(profile: Profile, network: Network, pictures: Pictures) -> str:
     >>> line.split(" · ")[1:3]
     ['sample: 26 photographs (106 views)', 'profile quick, seed 0']
     """
-    device = (
-        torch.cuda.get_device_name(network.device)
-        if network.device.type == "cuda"
-        else f"{torch.get_num_threads()} CPU threads"
-    )
+    device = f"{torch.get_num_threads()} CPU threads"
+    if network.device.type == "cuda":
+        device = torch.cuda.get_device_name(network.device)
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return (
         f"{network.name} (weights: {network.weights}, {network.version}) · {pictures} · "

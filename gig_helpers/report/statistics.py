@@ -133,12 +133,9 @@ def in_words(tests: Mapping[str, Comparison], better: str = "better", worse: str
     '**better** at all 2'
     """
     words = {"better": f"**{better}**", "worse": f"**{worse}**", "undecided": "*not decided*"}
-    places = {
-        word: [name for name, test in tests.items() if test.verdict == verdict]
-        for verdict, word in words.items()
-    }
-    said = {
-        word: f"all {len(names)}" if len(names) == len(tests) > 1 else ", ".join(names)
-        for word, names in places.items()
-    }
-    return "; ".join(f"{word} at {where}" for word, where in said.items() if where)
+    said = []
+    for verdict, word in words.items():
+        if names := [name for name, test in tests.items() if test.verdict == verdict]:
+            where = f"all {len(names)}" if len(names) == len(tests) > 1 else ", ".join(names)
+            said.append(f"{word} at {where}")
+    return "; ".join(said)
