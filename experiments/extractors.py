@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from gig_helpers import EXTRACTORS, Concepts, lasso
 from gig_helpers.codes import relative_l2
-from gig_helpers.concepts import nearest_concept, wanted_nonzeros
+from gig_helpers.concepts import nearest_concept
 from gig_helpers.data import artifacts
 from gig_helpers.data.paper import PAPER
 from gig_helpers.extractors import overcomplete, random_pfvs
@@ -49,7 +49,7 @@ def make(run: Run) -> None:
         place = block, k is not None
         errors = _of_all_seeds(run, block, name, k)
         count = len(run.concepts(block, k=k))
-        about = {"block": block, "k": count, "nonzeros": wanted_nonzeros(block, count)}
+        about = {"block": block, "k": count, "nonzeros": lasso.wanted_nonzeros(block, count)}
         row = rows.setdefault(place, about | {"at_level": k is not None, "methods": {}})
         row["methods"][name] = _compared(errors, ours.setdefault(place, errors))
         if k is not None:
@@ -64,7 +64,7 @@ def make(run: Run) -> None:
 def _of_all_seeds(run: Run, block: str, name: str, k: int | None) -> dict[str, Tensor]:
     """One extractor's numbers, of every seed."""
     left_out, seen = one_per_photograph(run, block)
-    nonzeros, of_seeds = wanted_nonzeros(block, len(run.concepts(block, k=k))), []
+    nonzeros, of_seeds = lasso.wanted_nonzeros(block, len(run.concepts(block, k=k))), []
     for draw in range(SEEDS):
         concepts = run.concepts(block, name, draw, k)
         errors = _errors(concepts, left_out, seen, nonzeros)

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from gig_helpers import Concepts, Network, decompose
-from gig_helpers.concepts import extract, tune, wanted_nonzeros
+from gig_helpers.concepts import extract, tune
 from gig_helpers.data import artifacts
 from gig_helpers.data.pictures import Pictures
+from gig_helpers.lasso import wanted_nonzeros
 from gig_helpers.pfv import draw
 from gig_helpers.report.studies import study
 

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from . import clustering, families, lasso
 from .clustering import BisectingSphericalKMeans, rows_of
-from .data import artifacts, paper
+from .data import artifacts
 from .data.profiles import Profile
 from .pfv import PFVDataset
 
@@ -446,40 +446,6 @@ def concept_vectors(x: Tensor, labels: Tensor, beta: Tensor, average: Average = 
     return sums.index_add_(0, labels, centred) / counts[:, None]
 
 
-def wanted_nonzeros(block: str, k: int, channels: int = 0) -> float:
-    """Non-zero codes per PFV that λ is chosen for, where nothing else is asked: Table 1's count.
-
-    For a block that is none of the table's stages C/32, and 2 at least: the table's counts lie
-    between C/43 and C/20. Where there are fewer concepts than the paper's, a sixteenth of them is
-    the most, and 2 at least: at most blocks more than PFVs left out pay for by an extended
-    Bayesian criterion (Chen & Chen, 2008; chapter 3), so that reconstructions keep the answer.
-
-    Parameters
-    ----------
-    channels
-        C of the block.
-
-    Raises
-    ------
-    KeyError
-        If the block is of no stage that the table lists, and its channels are not given.
-
-    Examples
-    --------
-    >>> wanted_nonzeros("layer4.2", 16384), wanted_nonzeros("layer4.2", 100)
-    (105, 6.25)
-    >>> wanted_nonzeros("blocks.3", 16384, channels=320)
-    10.0
-    """
-    try:
-        wanted: float = paper.nonzeros(block)
-    except KeyError:
-        if not channels:
-            raise
-        wanted = max(channels / 32, 2)
-    return min(wanted, max(k / 16, 2), k / 4)
-
-
 def tune(concepts: Concepts, x: Tensor, nonzeros: float | None = None, seed: int = 0) -> Concepts:
     """The same concepts with the λ (eq. 2) at which PFVs have so many non-zero codes on average.
 
@@ -490,7 +456,7 @@ def tune(concepts: Concepts, x: Tensor, nonzeros: float | None = None, seed: int
     x
         PFVs (N, C), not centred; 200 of them, drawn with the seed, are enough.
     nonzeros
-        By default :func:`wanted_nonzeros` of the block.
+        By default :func:`gig_helpers.lasso.wanted_nonzeros` of the block.
 
     Raises
     ------
@@ -505,7 +471,7 @@ def tune(concepts: Concepts, x: Tensor, nonzeros: float | None = None, seed: int
     True
     """
     if nonzeros is None:
-        nonzeros = wanted_nonzeros(concepts.block, *concepts.vectors.shape)
+        nonzeros = lasso.wanted_nonzeros(concepts.block, *concepts.vectors.shape)
     chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:200]
     some = x[chosen].to(concepts.vectors)
     # Where PFVs and codes are few, one code of one PFV may be more than two hundredths.
@@ -568,7 +534,7 @@ def fit_concepts(
     for block in profile.blocks_of(network) if blocks is None else blocks:
         kept = _kept(pfvs, block, held_out)
         count = k or profile.n_concepts(network.channels(block), int(kept.sum()))
-        nonzeros = wanted_nonzeros(block, count, network.channels(block))
+        nonzeros = lasso.wanted_nonzeros(block, count, network.channels(block))
         fit = EXTRACTORS[extractor].fit
         depends = artifacts.fingerprint([pfvs, block, fit, count, seed, nonzeros, held_out])
         name = artifacts.key("concepts", depends, artifacts.code_of(fit_concepts))

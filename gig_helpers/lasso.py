@@ -8,6 +8,8 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from torch.nn import functional as F
 
+from .data import paper
+
 _CHUNK = 2**24
 """Floats that the largest temporary tensor may hold: 64 MB in single precision."""
 _NEW = 8
@@ -111,6 +113,40 @@ def objective(
     return 0.5 * residual.square().sum(-1) + lam * codes.abs().sum(-1)
 
 
+def wanted_nonzeros(block: str, k: int, channels: int = 0) -> float:
+    """Non-zero codes per PFV that λ is chosen for, where nothing else is asked: Table 1's count.
+
+    For a block that is none of the table's stages C/32, and 2 at least: the table's counts lie
+    between C/43 and C/20. Where there are fewer concepts than the paper's, a sixteenth of them is
+    the most, and 2 at least: at most blocks more than PFVs left out pay for by an extended
+    Bayesian criterion (Chen & Chen, 2008; chapter 3), so that reconstructions keep the answer.
+
+    Parameters
+    ----------
+    channels
+        C of the block.
+
+    Raises
+    ------
+    KeyError
+        If the block is of no stage that the table lists, and its channels are not given.
+
+    Examples
+    --------
+    >>> wanted_nonzeros("layer4.2", 16384), wanted_nonzeros("layer4.2", 100)
+    (105, 6.25)
+    >>> wanted_nonzeros("blocks.3", 16384, channels=320)
+    10.0
+    """
+    try:
+        wanted: float = paper.nonzeros(block)
+    except KeyError:
+        if not channels:
+            raise
+        wanted = max(channels / 32, 2)
+    return min(wanted, max(k / 16, 2), k / 4)
+
+
 def lambda_for(
     x: Tensor, vectors: Tensor, nonzeros: float, *, beta: Tensor | None = None, rtol: float = 0.02
 ) -> float:
@@ -123,7 +159,7 @@ def lambda_for(
     x, vectors, beta
         As :func:`lasso_codes`.
     nonzeros
-        Wanted mean number, above 0; see :func:`gig_helpers.concepts.wanted_nonzeros`.
+        Wanted mean number, above 0; see :func:`wanted_nonzeros`.
     rtol
         Relative deviation of the mean number that is good enough.
 

@@ -27,7 +27,6 @@ from gig_helpers.concepts import (
     save,
     support_of,
     tune,
-    wanted_nonzeros,
 )
 from gig_helpers.lasso import duality_gap
 
@@ -109,18 +108,6 @@ def test_class_entropy_by_hand():
     torch.testing.assert_close(entropy, torch.tensor([1.0, 0.0, torch.nan, 0.0]), equal_nan=True)
     with pytest.raises(ValueError, match="one class for each of 7"):
         concepts.class_entropy(torch.tensor([1]))
-
-
-def test_wanted_nonzeros_are_the_papers_or_a_share_of_few_concepts():
-    assert wanted_nonzeros("layer4.2", 16_384) == 105
-    assert wanted_nonzeros("layer4.2", 1680) == 105 and wanted_nonzeros("layer4.2", 1664) == 104
-    assert wanted_nonzeros("layer3.10", 30) == 2, "never fewer, unless there are too few concepts"
-    assert wanted_nonzeros("layer3.10", 6) == 1.5
-    assert wanted_nonzeros("blocks.3", 416, channels=320) == 10
-    assert wanted_nonzeros("blocks.3", 48, channels=320) == 3
-    assert wanted_nonzeros("blocks.3", 416, channels=32) == 2
-    with pytest.raises(KeyError):
-        wanted_nonzeros("blocks.3", 416)
 
 
 @pytest.mark.parametrize("wanted", [2, 5])
@@ -284,7 +271,7 @@ def test_options_of_a_fit_are_kept_apart(sampled, artifacts_folder, monkeypatch)
         fit(extractor="sae_short"), fit(extractor="kmeans"),
     ]  # fmt: skip
     with monkeypatch.context() as patch:
-        patch.setattr("gig_helpers.concepts.wanted_nonzeros", lambda *_: 1.0)
+        patch.setattr("gig_helpers.lasso.wanted_nonzeros", lambda *_: 1.0)
         others.append(fit())
     assert len(list(artifacts_folder.glob("concepts-*"))) == 1 + len(others)
     assert len({each.fingerprint for each in [plain, *others]}) == 1 + len(others)

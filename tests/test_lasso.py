@@ -10,7 +10,7 @@ from sklearn.linear_model import Lasso
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gig_helpers import lasso
-from gig_helpers.lasso import duality_gap, lambda_for, lasso_codes, objective
+from gig_helpers.lasso import duality_gap, lambda_for, lasso_codes, objective, wanted_nonzeros
 
 
 def lars(x, vectors, lam):
@@ -280,3 +280,15 @@ def test_bad_beta():
     x, vectors = problem()
     with pytest.raises(ValueError, match=r"beta must be \(48,\)"):
         lasso_codes(x, vectors, 1.0, beta=torch.zeros(3))
+
+
+def test_wanted_nonzeros_are_the_papers_or_a_share_of_few_concepts():
+    assert wanted_nonzeros("layer4.2", 16_384) == 105
+    assert wanted_nonzeros("layer4.2", 1680) == 105 and wanted_nonzeros("layer4.2", 1664) == 104
+    assert wanted_nonzeros("layer3.10", 30) == 2, "never fewer, unless there are too few concepts"
+    assert wanted_nonzeros("layer3.10", 6) == 1.5
+    assert wanted_nonzeros("blocks.3", 416, channels=320) == 10
+    assert wanted_nonzeros("blocks.3", 48, channels=320) == 3
+    assert wanted_nonzeros("blocks.3", 416, channels=32) == 2
+    with pytest.raises(KeyError):
+        wanted_nonzeros("blocks.3", 416)

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..clustering import nearest_centre
-from ..concepts import Concepts, extract, extractor, wanted_nonzeros
+from ..concepts import Concepts, extract, extractor
+from ..lasso import wanted_nonzeros
 from .sae import Encoded, SparseAutoencoder, standardized, train
 from .simple import centre
 

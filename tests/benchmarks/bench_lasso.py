@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gig_helpers import load_network, load_pictures
-from gig_helpers.concepts import extract, wanted_nonzeros
-from gig_helpers.lasso import duality_gap, lambda_for, lasso_codes, objective
+from gig_helpers.concepts import extract
+from gig_helpers.lasso import duality_gap, lambda_for, lasso_codes, objective, wanted_nonzeros
 
 PFVS = 200
 

@@ -29,9 +29,8 @@ from gig_helpers import (
     load_pictures,
     sample,
 )
-from gig_helpers.concepts import wanted_nonzeros
 from gig_helpers.data import profiles
-from gig_helpers.lasso import lambda_for, lasso_codes
+from gig_helpers.lasso import lambda_for, lasso_codes, wanted_nonzeros
 from gig_helpers.srd import contributions
 
 ROUNDS = 3
