@@ -1,6 +1,6 @@
 """Edges tested as edges: does what an edge says happen when its source is taken out? (chapter 6)"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
 from typing import Any
 
@@ -73,7 +73,9 @@ def of_picture(
         ``ranks``: Spearman's correlation over all edges; ``signs``: the share of edges whose sign
         is right; ``largest``: the correlation with what max_i ⟨w_i, v̄_t⟩ loses; ``patched``: that
         of edges with what the class loses when only their effect is carried on, see
-        :func:`patched`; ``rest``: the share of the targets' change that the rest brings.
+        :func:`patched`; ``rest``: the share of the targets' change that the rest brings;
+        ``helpful``: how many edges have two ends that speak for the class, how many of these
+        oppose, and how many of those are true: without its source the target grows.
     """
     a, b = d.blocks[0], d.blocks[1] if len(d.blocks) > 1 else None
     generator = torch.Generator().manual_seed(seed)
@@ -92,8 +94,8 @@ def of_picture(
         forecasts[name] = brought[:, chosen].cpu()
         if name == "GIG":
             rest = brought[:, -1] / brought.sum(dim=1)
-    mass, cosine = (attribute(d, a, target, method=m)[0].cpu() for m in ("activation", "cosine"))
-    forecasts["activation × cosine"] = (mass * cosine)[:, chosen.cpu()]
+    mass = attribute(d, a, target, method="activation")[0][:, chosen].cpu()
+    forecasts["activation × cosine"] = mass * _alike(d, a, b, chosen, target)
     summed, largest = (torch.stack(part, dim=1).cpu() for part in zip(*lost, strict=True))
     found = {
         "ranks": {name: _ranks(of, summed) for name, of in forecasts.items()},
@@ -104,8 +106,30 @@ def of_picture(
     }
     if b is not None:
         found["largest"] = {name: _ranks(of, largest) for name, of in forecasts.items()}
-        found["patched"] = patched(d, label, chosen, numbers, gap)
+        helps = [
+            attribute(d, block, label, tolerance=gap, rest=True)[0, 0, which].cpu()
+            for block, which in ((a, chosen), (b, numbers))
+        ]
+        found["patched"] = patched(d, label, chosen, numbers, forecasts["GIG"], helps)
+        helpful = (helps[0] > 0) & (helps[1] > 0)[:, None]
+        against = helpful & (forecasts["GIG"] < 0)
+        counts = {"edges": helpful, "oppose": against, "truly": against & (summed < 0)}
+        found["helpful"] = {name: float(of.sum()) for name, of in counts.items()}
     return found
+
+
+@torch.no_grad()
+def _alike(d: Decomposition, a: str, b: str | None, sources: Tensor, target: Any) -> Tensor:
+    """Cosine (T, Q) of each target with what a source alone, on one position, brings about."""
+    here = d.concepts[a]
+    alone = torch.cat([here.beta[None], here.beta + here.directions[sources]])[:, None]
+    answers = d.network.segment(a, b)(alone).flatten(1)
+    wanted = (
+        F.one_hot(torch.tensor([target]), answers.shape[1]).to(answers)
+        if b is None
+        else F.normalize(d.concepts[b].directions[target[1]], dim=1)
+    )
+    return (wanted @ F.normalize(answers[1:] - answers[0], dim=1).T).cpu()
 
 
 def _ranks(forecast: Tensor, measured: Tensor) -> float:
@@ -141,33 +165,31 @@ def _parts(d: Decomposition, block: str, concepts: Tensor) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def patched(
-    d: Decomposition, label: int, sources: Tensor, targets: Tensor, gap: float
-) -> dict[str, float]:
+    d: Decomposition, label: int, sources: Tensor, targets: Tensor, edges: Tensor,
+    relevance: Sequence[Tensor],
+) -> dict[str, float]:  # fmt: skip
     """Path patching: only one source's effect on one target is carried on to the class.
 
     Of what the later block loses without the source the part along v̄_t alone is taken out of the
-    later block's map. A graph says of it: the edge's share of all that makes the target, times the
-    target's relevance for the class. What knows no edge: the relevance of either end.
+    later block's map. A graph says of it: the edge, as a share of its target's, times the target's
+    relevance for the class. What knows no edge: the relevance of either end.
     """
     a, b = d.blocks
-    sources, targets = sources[: PATCHED[0]], targets[: PATCHED[1]]
+    n, m = PATCHED
     segment, x = d.network.segment(a, b), d.reconstruction(a) + d.residual(a)
     above, before = d.network.segment(b), segment(x)
-    unit = F.normalize(d.concepts[b].directions[targets], dim=1)
+    unit = F.normalize(d.concepts[b].directions[targets[:m]], dim=1)
+    whole = ((before[0] - d.concepts[b].beta) @ unit.T).sum(dim=0)[:, None].cpu()
     measured = []
-    for part in _parts(d, a, sources):
+    for part in _parts(d, a, sources[:n]):
         along = (before - segment(x - part))[0] @ unit.T  # (P, T)
         states = before - along.T[:, :, None] * unit[:, None]
         measured.append((above(before) - above(states))[:, label])
-    lost = torch.stack(measured, dim=1).cpu()
-    edges = attribute(d, a, (b, targets), tolerance=gap, rest=True)[0]
-    of_target, of_source = (
-        attribute(d, block, label, tolerance=gap, rest=True)[0, 0] for block in (b, a)
-    )
-    share = edges[:, sources] / edges.sum(dim=1, keepdim=True)
+    of_source, of_target = relevance[0][:n], relevance[1][:m, None]
     forecasts = {
-        "GIG": share * of_target[targets, None],
-        "the target's relevance": of_target[targets, None].expand_as(share),
-        "the source's relevance": of_source[sources].expand_as(share),
+        "GIG": edges[:m, :n] / whole * of_target,
+        "the target's relevance": of_target.expand(-1, len(of_source)),
+        "the source's relevance": of_source.expand(len(of_target), -1),
     }
-    return {name: _ranks(of.cpu(), lost) for name, of in forecasts.items()}
+    lost = torch.stack(measured, dim=1).cpu()
+    return {name: _ranks(of, lost) for name, of in forecasts.items()}

@@ -1,7 +1,9 @@
 """The larger runs: every part writes the fields that chapters read, in numbers that add up."""
 
+import itertools
 import json
 import os
+import random
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -29,6 +31,7 @@ from experiments import (
 )
 from gig_helpers import EXTRACTORS, METHODS, Concepts, decompose
 from gig_helpers.data import artifacts, profiles
+from gig_helpers.report.statistics import interval
 from gig_helpers.report.studies import WRONG_TARGET
 
 BLOCKS = ("layer3.5", "layer4.2")
@@ -102,6 +105,28 @@ def test_rivals_are_as_many_as_families(small, monkeypatch):
     assert [row["lambda"] is None for row in rows] == [False, False, False, True]
     assert rows[0]["agreement"]["minus_ours"]["mean"] == 0
     assert all(set(row["agreement"]["orders"]) == {"gig"} for row in rows)
+
+
+def kept_values(part):
+    """Every mean of a file that keeps the values it was made from."""
+    if isinstance(part, list):
+        yield from itertools.chain.from_iterable(map(kept_values, part))
+    elif isinstance(part, dict):
+        if isinstance(part.get("each"), list):
+            yield part
+        yield from kept_values([*part.values()])
+
+
+@pytest.mark.parametrize(
+    "name", ["circuits", "concepts", "controls", "edges", "paths", "rivals", "shortcut"]
+)
+def test_recorded_intervals_follow_from_the_values_that_are_kept(name):
+    found = [*kept_values(artifacts.recorded(name)["rows"])]
+    assert found
+    for record in random.Random(0).sample(found, min(40, len(found))):
+        again = interval(torch.tensor(record["each"]), record.get("confidence", 0.95))
+        for of in ("mean", "low", "high"):
+            assert record[of] == pytest.approx(getattr(again, of), rel=1e-3, abs=1e-4)
 
 
 def test_evaluated_pictures_made_no_concept(small):
