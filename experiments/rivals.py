@@ -15,16 +15,16 @@ from .extractors import level
 from .run import Run
 
 ARMS = (
-    ("families", "lasso"), ("bisecting", "lasso"), ("kmeans", "lasso"), ("random_pfvs", "lasso"),
-    ("sae", "own"), ("sae", "lasso"), ("top_k", "own"), ("dictionary_learning", "lasso"),
-    ("nmf", "own"), ("pca", "lasso"),
+    ("families", "lasso"), ("bisecting", "lasso"), ("sae", "own"), ("sae", "lasso"),
+    ("random_pfvs", "lasso"), ("kmeans", "lasso"), ("top_k", "own"),
+    ("dictionary_learning", "lasso"), ("nmf", "own"), ("pca", "lasso"),
 )  # fmt: skip
 """Extractors, and whose codes: those of eq. 2, or of the extractor's own encoder.
 
 The first are families of our 8 atoms a channel, and what all others are compared with.
 """
 
-PHOTOGRAPHS = 25
+PHOTOGRAPHS = 12
 """Photographs left out, which each is judged on."""
 
 
