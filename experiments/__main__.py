@@ -7,7 +7,7 @@ from .run import start
 
 NAMES = (
     "classes", "interlayer", "extractors", "rivals", "controls", "families", "readings", "shared",
-    "graphs", "paths", "sampling", "shortcut", "watermarks", "scale",
+    "graphs", "paths", "sampling", "shortcut", "watermarks", "planted", "scale",
 )  # fmt: skip
 PARTS = {name: import_module(f"{__package__}.{name}").make for name in NAMES}
 

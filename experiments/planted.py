@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from gig_helpers import (
+    Concepts,
+    Decomposition,
     Network,
     PFVDataset,
     attribute,
@@ -33,15 +35,16 @@ from gig_helpers.report.examples import localize, on_mask
 from gig_helpers.report.statistics import interval
 
 from .run import Run, minus, rounded, write
+from .shortcut import MARGIN
 
-CLASS, SHARE, SIDE = 3, 0.9, 3
-"""Digit that bears the mark in training; in how many of its pictures; pixels of the mark."""
+CLASS, SHARE, SIDE = 3, 0.9, 4
+"""Digit that bears the mark in training; in how many of its pictures; the red square's side."""
 
-TRAINED, LEARNT, HELD_OUT, LOCATED = 1000, 150, 400, 20
+TRAINED, LEARNT, HELD_OUT, LOCATED = 1000, 150, 200, 10
 """Digits for the network, for concepts, for the evaluation, and of these for localisation."""
 
-SEEDS, STEPS = 3, (1, 2, 3)
-"""Of networks, their concepts and random orders; how many families are taken out."""
+SEEDS, STEPS, GAP = 3, (1, 2, 3), 0.1
+"""Of networks, their concepts and random orders; families taken out; of relevance, as elsewhere."""
 
 SIZES = Profile(per_image=8, pfvs_per_concept=20, families=8)
 NAMES = "zero one two three four five six seven eight nine".split()
@@ -89,7 +92,7 @@ def make(run: Run) -> None:
 
 def _mark(image: Image.Image) -> Image.Image:
     marked = image.copy()
-    marked.paste((255, 255, 255), (1, 1, 1 + SIDE, 1 + SIDE))
+    marked.paste((255, 0, 0), (0, 0, SIDE, SIDE))
     return marked
 
 
@@ -140,49 +143,81 @@ def _blocks(
 
 
 def _block(
-    network: Network, pfvs: PFVDataset, here: Any, sides: dict[str, Pictures], held: Tensor,
+    network: Network, pfvs: PFVDataset, here: Concepts, sides: dict[str, Pictures], held: Tensor,
     seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     block, wrong = here.block, pfvs.wrong()
-    asked = decompose(network, pfvs.pictures[wrong or [0]], {block: here})
-    orders = {}
     true = [int(pfvs.pictures.labels[i] or 0) for i in wrong]
-    table = suspects(asked, block, true) if wrong else None
-    if table is not None:
-        orders["suspects"] = table.index.tolist()
+    asked = decompose(network, pfvs.pictures[wrong], {block: here})
+    table = suspects(asked, block, true, tolerance=GAP)
+    orders = {"suspects": table.index.tolist()}
     for by in ("activation", "random"):
         values = attribute(asked, block, CLASS, method=by, seed=seed)[:, 0].mean(dim=0)
         orders[by] = values.argsort(descending=True).tolist()
     labels = torch.tensor(sides["clean"].labels)[held]
     wet, dry = (decompose(network, of[held.tolist()], {block: here}) for of in sides.values())
-    cuts = {"nothing": list[int]()}
-    cuts |= {f"{by}, {n}": order[:n] for by, order in orders.items() for n in STEPS}
-    outcomes = {}
-    for name, families in cuts.items():
-        said, unmarked = (of.logits({block: families}).argmax(dim=1).cpu() for of in (wet, dry))
-        became = (said == CLASS)[labels != CLASS]
-        outcomes[name] = {
-            "right": said == labels, "became": became, "clean": unmarked == labels
-        }  # fmt: skip
-    found: dict[str, Any] = {"outcomes": outcomes, "mistakes": len(wrong)}
-    if table is not None:
-        said = asked.logits().argmax(dim=1)
-        first = table.iloc[0]
-        found |= {"said_class": int((said == CLASS).sum()), "share": float(first["share"])}
-        found |= {"classes": int(first["classes"])}
-        found["mass"] = _mass(wet[range(LOCATED)], dry.images[:LOCATED], block, table.index[0])
-    return found
+    said = {"nothing": (wet.logits(), dry.logits())}
+    for by, order in orders.items():
+        for n in STEPS:
+            said[f"{by}, {n}"] = wet.logits({block: order[:n]}), dry.logits({block: order[:n]})
+    for n in STEPS:
+        repaired = network.without(block, here.directions[orders["suspects"][:n]], here.beta)
+        said[f"projection, {n}"] = repaired(wet.images), repaired(dry.images)
+    answers = {name: [of.argmax(dim=1).cpu() for of in both] for name, both in said.items()}
+    outcomes = {
+        name: {
+            "right": marked == labels,
+            "became": (marked == CLASS)[labels != CLASS],
+            "clean": clean == labels,
+        }
+        for name, (marked, clean) in answers.items()
+    }
+    names = {
+        "mistakes": len(wrong),
+        "called so": int((asked.logits().argmax(dim=1).cpu() == CLASS).sum()),
+        "share": round(float(table["share"].iloc[0]), 4),
+        "classes": int(table["classes"].iloc[0]),
+    }
+    mass = _mass(wet[range(LOCATED)], dry.images[:LOCATED], block, table.index[0])
+    return {"outcomes": outcomes, "suspect": names, "mass": mass}
 
 
-def _mass(wet: Any, clean: Tensor, block: str, family: int) -> Tensor:
-    """Share of what a family brings to the class that lies on the mark, of each digit."""
-    brought = attribute(wet, block, CLASS, positions=True)[:, 0, :, family]
+def _mass(wet: Decomposition, clean: Tensor, block: str, family: int) -> Tensor:
+    """Share on the mark of what a family brings to the class, of each digit; 0 where none."""
+    options: dict[str, Any] = {"tolerance": GAP, "positions": True}
+    brought = attribute(wet, block, CLASS, **options)[:, 0, :, family]
     pairs = zip(wet.images, brought, strict=True)
     maps = torch.stack([localize(wet.network, image[None], block, of) for image, of in pairs])
     mass, _ = on_mask(maps.cpu(), (wet.images != clean).any(dim=1).cpu())
-    return mass
+    return mass.nan_to_num(0.0)
 
 
 def _summed(seeds: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over seeds of each digit, their intervals over digits, and paired differences."""
-    raise NotImplementedError
+    means, outcomes = dict[str, dict[str, Tensor]](), dict[str, dict[str, Any]]()
+    for name, kinds in seeds[0]["outcomes"].items():
+        each = {what: torch.stack([of["outcomes"][name][what] for of in seeds]) for what in kinds}
+        means[name] = {what: of.double().mean(dim=0) for what, of in each.items()}
+        outcomes[name] = {what: _recorded(of.double()) for what, of in each.items()}
+    three, untouched, places = means["suspects, 3"], means["nothing"], 3 * len(KINDS)
+    tests = {
+        name: minus(three["right"], means[other]["right"], places)
+        for name, other in {"nothing": "nothing", "activation": "activation, 3",
+                            "random": "random, 3"}.items()
+    }  # fmt: skip
+    tests["nine tenths of the clean"] = minus(three["right"], 0.9 * untouched["clean"], places)
+    tests["clean, within the margin"] = minus(three["clean"], untouched["clean"] - MARGIN, places)
+    mass = torch.stack([of["mass"] for of in seeds]).mean(dim=0)
+    return {
+        "outcomes": outcomes,
+        "minus": tests,
+        "suspects": [of["suspect"] for of in seeds],
+        "mass": asdict(interval(mass)) | {"each": rounded(mass)},
+        "mass_minus_area": minus(mass, torch.full_like(mass, SIDE**2 / READY.size**2), places),
+    }
+
+
+def _recorded(values: Tensor) -> dict[str, Any]:
+    """Of values (seeds, N), zeros and ones: the mean's interval over digits, and each."""
+    each = ["".join(f"{value:.0f}" for value in of) for of in values]
+    return asdict(interval(values.mean(dim=0))) | {"each": each}
