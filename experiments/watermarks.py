@@ -36,7 +36,7 @@ MARKS: dict[str, dict[str, Any]] = {
 PULLED = "carton", "monitor", "safe", "broom", "apron"
 """Classes that the watermark is known to pull to (Bykov et al., Mark My Words, 2023)."""
 
-SAES, SEEDS, OUT = (8, 64), 3, (1, 2, 3, 8)
+SAES, OUT = (8, 64), (1, 2, 3, 8)
 """Latents of an SAE, as many as families and more; how many are taken out."""
 
 EVERY, OTHER = 2, "efficientnet_lite0"
@@ -56,7 +56,7 @@ def make(run: Run) -> None:
     learnt, held = parts(other)
     rows = taken_out(other, learnt, held[::EVERY], network.blocks[-3:])
     settings = {"learnt": len(learnt), "evaluated": len(held[::EVERY]), "network": OTHER}
-    write(run, "other_shortcut", rows, **settings)
+    write(other, "other_shortcut", rows, **settings)
 
 
 def _marks(
@@ -122,7 +122,7 @@ def _latents(
     """What as many units of an SAE undo as families do, and what they cost."""
     sides = [seen(run, of[held], block) for of in (watermarked(run), run.pictures)]
     kinds: list[dict[str, Any]] = [{"extractor": "bisecting"}]
-    kinds += [{"extractor": "sae", "k": k, "seed": s} for k in SAES for s in range(SEEDS)]
+    kinds += [{"extractor": "sae", "k": k} for k in SAES]
     ours, rows = torch.empty(0), list[dict[str, Any]]()
     for kind in kinds:
         pfvs, concepts = concepts_of(run, learnt, [block], **kind)
