@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gig_helpers import Concepts, attribute, load_network, load_pictures, suspects
+from gig_helpers import Concepts, PFVDataset, load_network, load_pictures, suspects
 from gig_helpers.data.pictures import Pictures
 from gig_helpers.report.statistics import interval
 
@@ -64,7 +64,7 @@ def _marks(
 ) -> list[dict[str, Any]]:  # fmt: skip
     pfvs, concepts = concepts_of(run, learnt, [block])
     here, above, names = concepts[block], run.network.segment(block), run.network.classes
-    order = _orders(run, *mistakes_of(pfvs, here))["suspects"]
+    order = _order(pfvs, here)
     sides = watermarked(run)[learnt], run.pictures[learnt]
     apart = [seen(run, images, block).mean(dim=(0, 1)) for images in sides]
     directions = {f"projection, {n}": here.directions[order[:n]] for n in STEPS}
@@ -91,13 +91,15 @@ def _marks(
             }
             for name, of in marked.items()
         }
-        before, *after = (_right(marked[n], true) for n in ("nothing", "suspects, 3", [*layers][0]))
-        tests = {
-            name: minus(values, before, len(MARKS))
-            for name, values in zip(("suspects, 3", "projection, 1"), after, strict=True)
+        back = {name: _right(of, true) for name, of in marked.items()}
+        three, whole = back["suspects, 3"], right["nothing"]
+        rivals = {
+            "suspects, 3": (three, back["nothing"]),
+            "projection, 1": (back["projection, 1"], back["nothing"]),
+            "nine tenths of the clean": (three, 0.9 * whole),
+            "pairs": (three, back["a direction from pairs"]),
         }
-        tests["nine tenths of the clean"] = minus(after[0], 0.9 * right["nothing"], len(MARKS))
-        tests["pairs"] = minus(after[0], _right(marked["a direction from pairs"], true), len(MARKS))
+        tests = {name: minus(*pair, len(MARKS)) for name, pair in rivals.items()}
         moved = {
             unit: {
                 n: (how(marked[n]) - how(clean[n]))[:, pulled] for n in ("nothing", "suspects, 3")
@@ -128,11 +130,11 @@ def _latents(
         pfvs, concepts = concepts_of(run, learnt, [block], **kind)
         here, found = concepts[block], dict[str, dict[str, Tensor]]()
         written = [(x, _codes(here, x)) for x in sides]
-        for by, order in _orders(run, *mistakes_of(pfvs, here)).items():
-            for n in OUT:
-                cuts = (x - _part(here, codes, order[:n]) for x, codes in written)
-                wet, dry = (_right(run.network.segment(block)(y).cpu(), true) for y in cuts)
-                found[f"{by}, {n}"] = {"right": wet, "clean": dry}
+        order = _order(pfvs, here)
+        for n in OUT:
+            cuts = (x - _part(here, codes, order[:n]) for x, codes in written)
+            wet, dry = (_right(run.network.segment(block)(y).cpu(), true) for y in cuts)
+            found[f"suspects, {n}"] = {"right": wet, "clean": dry}
         if not len(ours):
             ours = found["suspects, 3"]["right"]
         tests = {n: minus(ours, of["right"], len(kinds) - 1) for n, of in found.items()}
@@ -141,14 +143,10 @@ def _latents(
     return rows
 
 
-def _orders(run: Run, mistakes: Any, true: list[int]) -> dict[str, list[int]]:
-    """Concepts, those first that mislead most, and that bring most to *carton*."""
-    (block,), carton = mistakes.blocks, run.network.classes.index("carton")
-    brought = attribute(mistakes, block, carton, tolerance=GAP)[:, 0].mean(dim=0)
-    return {
-        "suspects": suspects(mistakes, block, true, tolerance=GAP).index.tolist(),
-        "carton": brought.argsort(descending=True).tolist(),
-    }
+def _order(pfvs: PFVDataset, here: Concepts) -> list[int]:
+    """Concepts, those first that mislead most."""
+    mistakes, true = mistakes_of(pfvs, here)
+    return suspects(mistakes, here.block, true, tolerance=GAP).index.tolist()
 
 
 def _codes(here: Concepts, x: Tensor) -> Tensor:
