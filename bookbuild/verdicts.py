@@ -51,8 +51,8 @@ def verdict(tests: Mapping[str, Comparison], matters: float = 0.0) -> str:
 def page() -> str:
     """Three sentences that sum all claims up, and the claims as a Markdown table."""
     parts = (
-        _classes, _readings, _pairs, _edges, _paths, _circuits, _shared, _shortcut, _extractors,
-        _sampling, _controls, _families,
+        _classes, _readings, _pairs, _edges, _paths, _circuits, _shared, _shortcut, _carried,
+        _planted, _extractors, _sampling, _controls, _families,
     )  # fmt: skip
     rows = [row for part in parts for row in part()]
     lines = ["| Claim | Evidence here | Verdict |", "|---|---|---|"]
@@ -241,6 +241,57 @@ def _shortcut() -> Iterator[Row]:
         tests = {row["block"]: Comparison.of(row["minus"][rival]) for row in run["rows"]}
         where = f"a watermark, chapter 10, {run['settings']['evaluated']} held-out photographs"
         yield _judged(claim, tests, where)
+
+
+def _carried() -> Iterator[Row]:
+    run, other = artifacts.recorded("watermarks"), artifacts.recorded("other_shortcut")
+    learnt, *others = run["rows"]
+    where = f"chapter 10, {run['settings']['evaluated']} held-out photographs"
+    cured = {row["mark"]: Comparison.of(row["minus"]["suspects, 3"]) for row in others}
+    yield _judged("What undoes one watermark undoes others", cured, where)
+    pairs = {row["mark"]: Comparison.of(row["minus"]["pairs"]) for row in run["rows"]}
+    yield _judged("It undoes them more than a direction that is told of them", pairs, where)
+    pulled = {
+        name: Comparison.of(of["probability"]["before_minus_after"])
+        for name, of in learnt["classes"].items()
+    }
+    yield _judged("It takes from every class what the watermark brings", pulled, where)
+    latents = [row for row in artifacts.recorded("latents")["rows"] if row["extractor"] == "sae"]
+    units = {f"{r['k']} latents": Comparison.of(r["ours_minus"]["suspects, 3"]) for r in latents}
+    yield _judged("It undoes more than as many units of an SAE", units, where)
+    claims = {
+        "random": "In another network too it brings back more than any three concepts taken out",
+        "clean, within the margin": "There too clean photographs lose less than 3 points by it",
+    }
+    for rival, claim in claims.items():
+        tests = {row["block"]: Comparison.of(row["minus"][rival]) for row in other["rows"]}
+        yield _judged(claim, tests, f"{other['settings']['network']}, {where}")
+
+
+def _planted() -> Iterator[Row]:
+    run = artifacts.recorded("planted")
+    sides = {
+        flag: {
+            f"{row['network']} {row['block'].split('_')[-1]}": row
+            for row in run["rows"]
+            if row["planted"] is flag
+        }
+        for flag in (True, False)
+    }
+    where = f"chapter 10, {run['settings']['evaluated']} held-out digits"
+    claims = {
+        "random": "A planted shortcut is undone by three suspects more than by any three concepts",
+        "activation": "It is, more than by the three most active",
+        "nine tenths of the clean": "Nine tenths of what is right without it come back",
+    }
+    for rival, claim in claims.items():
+        tests = {name: Comparison.of(row["minus"][rival]) for name, row in sides[True].items()}
+        yield _judged(claim, tests, where)
+    tests = {name: Comparison.of(row["mass_minus_area"]) for name, row in sides[True].items()}
+    yield _judged("The first suspect lies on what was planted", tests, where)
+    tests = {name: _turned(row["mass_minus_area"]) for name, row in sides[False].items()}
+    claim = "Where nothing was planted, the first suspect keeps off the place"
+    yield _judged(claim, tests, where)
 
 
 def _extractors() -> Iterator[Row]:

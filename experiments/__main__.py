@@ -7,7 +7,8 @@ from .run import start
 
 NAMES = (
     "classes", "interlayer", "extractors", "rivals", "controls", "families", "readings", "shared",
-    "graphs", "paths", "edges", "circuits", "sampling", "shortcut", "scale",
+    "graphs", "paths", "edges", "circuits", "sampling", "shortcut", "watermarks", "planted",
+    "scale",
 )  # fmt: skip
 PARTS = {name: import_module(f"{__package__}.{name}").make for name in NAMES}
 

@@ -21,6 +21,7 @@ from experiments import (
     graphs,
     interlayer,
     paths,
+    planted,
     readings,
     rivals,
     run,
@@ -28,6 +29,7 @@ from experiments import (
     scale,
     shared,
     shortcut,
+    watermarks,
 )
 from gig_helpers import EXTRACTORS, METHODS, Concepts, decompose
 from gig_helpers.data import artifacts, profiles
@@ -395,6 +397,66 @@ def test_a_shortcut_is_taken_out_and_each_photograph_is_written_down(small, monk
     said = small.network.logits(marked[labelled]).argmax(1).tolist()
     right = sum(said[n] == small.pictures.labels[i] for n, i in enumerate(labelled))
     assert wet["right"]["each"].count("1") <= right
+
+
+def test_what_is_learnt_of_one_watermark_meets_others_and_an_saes_units(small, monkeypatch):
+    for name, value in {"LEARNT": 8, "HELD_OUT": 6, "MISTAKES": 2}.items():
+        monkeypatch.setattr(shortcut, name, value)
+    marks = {name: watermarks.MARKS[name] for name in ("the one learnt", "Latin letters")}
+    for name, value in {"MARKS": marks, "SAES": (8,), "OUT": (1, 3), "GAP": 0.5}.items():
+        monkeypatch.setattr(watermarks, name, value)
+    watermarks.make(small)
+    found = {name: written(name) for name in ("watermarks", "latents", "other_shortcut")}
+    learnt, other = found["watermarks"]["rows"]
+    assert fields(learnt) == fields(other) == fields(artifacts.recorded("watermarks")["rows"][0])
+    # By the network itself: what is right, and what a watermark adds to a class.
+    held = shortcut.parts(small)[1][:: watermarks.EVERY]
+    labels = torch.tensor([small.pictures.labels[i] for i in held])
+    dry = small.network.logits(small.pictures[held])
+    carton = small.network.classes.index("carton")
+    for row, options in ((learnt, {}), (other, {"text": "SHORTCUT"})):
+        wet = small.network.logits(small.pictures.changed(AddWatermark(224, **options))[held])
+        untouched = row["outcomes"]["nothing"]
+        for what, right in {"right": wet, "clean": dry}.items():
+            assert untouched[what]["mean"] == (right.argmax(1) == labels).double().mean()
+        added = row["classes"]["carton"]["logit"]["before"]["each"]
+        assert added == pytest.approx((wet - dry)[:, carton].tolist(), abs=1e-3)
+    assert learnt["outcomes"]["suspects, 1"]["clean"] == other["outcomes"]["suspects, 1"]["clean"]
+    families, sae = found["latents"]["rows"]
+    assert families["ours_minus"]["suspects, 3"]["mean"] == 0 and sae["k"] == 8
+    assert (
+        families["outcomes"]["suspects, 3"]["right"] == learnt["outcomes"]["suspects, 3"]["right"]
+    )
+    recorded = artifacts.recorded("shortcut")["rows"][0]
+    assert all(fields(row) == fields(recorded) for row in found["other_shortcut"]["rows"])
+
+
+def test_a_planted_shortcut_and_a_twin_without_are_asked_alike(small, monkeypatch):
+    sizes = {"TRAINED": 300, "LEARNT": 60, "HELD_OUT": 20, "LOCATED": 2, "SEEDS": 2, "GAP": 0.5}
+    for name, value in (sizes | {"KINDS": {planted.convolutions: (4, 3e-3)}}).items():
+        monkeypatch.setattr(planted, name, value)
+    planted.make(small)
+    found, recorded = written("planted")["rows"], artifacts.recorded("planted")
+    assert [row["planted"] for row in found] == [True] * 3 + [False] * 3
+    for row in found:
+        assert fields(row) == fields(recorded["rows"][0]) and len(row["suspects"]) == 2
+        for of in row["outcomes"].values():
+            assert [len(each) for each in of["right"]["each"]] == [20, 20]
+            assert len(of["became"]["each"][0]) < 20, "digits of the class itself do not become it"
+            for part in of.values():
+                digits = "".join(part["each"])
+                assert digits.count("1") / len(digits) == pytest.approx(part["mean"])
+        assert all(0 <= value <= 1 for value in row["mass"]["each"])
+        by = {
+            name: row["outcomes"][f"{name}, 3"]["right"]["mean"] for name in ("suspects", "random")
+        }
+        lead = by["suspects"] - by["random"]
+        assert row["minus"]["random"]["mean"] == pytest.approx(lead)
+    # One network: what it says untouched is alike, whichever block is asked about.
+    assert len({str(row["outcomes"]["nothing"]) for row in found[:3]}) == 1
+    became = {flag: [row["outcomes"]["nothing"]["became"]["mean"] for row in recorded["rows"]
+                     if row["planted"] is flag] for flag in (True, False)}  # fmt: skip
+    assert min(became[True]) > 5 * max(became[False]), "it was planted, and its twin has none"
 
 
 def test_uniform_draws_differ_from_those_by_contribution(small, monkeypatch):
