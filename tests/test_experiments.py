@@ -114,19 +114,32 @@ def kept_values(part):
     if isinstance(part, list):
         yield from itertools.chain.from_iterable(map(kept_values, part))
     elif isinstance(part, dict):
-        if isinstance(part.get("each"), list):
+        if "each" in part:
             yield part
         yield from kept_values([*part.values()])
 
 
-@pytest.mark.parametrize(
-    "name", ["circuits", "concepts", "controls", "edges", "paths", "rivals", "shortcut"]
-)
+def each_of(kept):
+    """Values of photographs, or as a text of zeros and ones; of several seeds their mean."""
+    if isinstance(kept, str):
+        return torch.tensor([*map(float, kept)]).double()
+    if isinstance(kept[0], str):
+        return torch.stack([each_of(seed) for seed in kept]).mean(dim=0)
+    return torch.tensor(kept).double()
+
+
+FILES = (
+    "circuits", "concepts", "controls", "edges", "latents", "other_shortcut", "paths", "planted",
+    "rivals", "shortcut", "watermarks",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_recorded_intervals_follow_from_the_values_that_are_kept(name):
     found = [*kept_values(artifacts.recorded(name)["rows"])]
     assert found
     for record in random.Random(0).sample(found, min(40, len(found))):
-        again = interval(torch.tensor(record["each"]), record.get("confidence", 0.95))
+        again = interval(each_of(record["each"]), record.get("confidence", 0.95))
         for of in ("mean", "low", "high"):
             assert record[of] == pytest.approx(getattr(again, of), rel=1e-3, abs=1e-4)
 
