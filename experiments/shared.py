@@ -55,24 +55,28 @@ def _taken_out(
     """Logit (2,) that either class loses, of its own photographs, without one concept.
 
     The concept is the one that by the graph both share; the first class's own strongest one; or
-    any that these photographs use, which stands for the others too where there is none.
+    any that these photographs use, which stands for the others too where there is none. It is
+    chosen on the first photograph of each class, and taken out of the others.
     """
-    block = concepts.block
+    block, rows = concepts.block, range(0, len(classes), OF_EACH)
     d = decompose(run.network, images, {block: concepts})
     graph = concept_graph(
-        d, classes, top=1, shared=1, tolerance=run.profile.gap, batch_size=run.profile.batch_size
-    )
+        d[[*rows]], [classes[n] for n in rows], top=1, shared=1, tolerance=run.profile.gap,
+        batch_size=run.profile.batch_size,
+    )  # fmt: skip
     group = {
         data["group"]: data["concept"] for _, data in graph.nodes(data=True) if "group" in data
     }
-    used = d.codes[block].any(dim=1).any(dim=0).nonzero()[:, 0].cpu()
+    used = d.codes[block][[*rows]].any(dim=1).any(dim=0).nonzero()[:, 0].cpu()
     generator = torch.Generator().manual_seed(run.profile.seed)
     blind = int(used[torch.randint(len(used), (1,), generator=generator)])
     own = group.get(str(classes[0]), blind)
     chosen = {"shared": group.get("shared", blind), "the first's own": own, "any in use": blind}
-    before, rows = d.logits(), range(len(classes))
+    others = [n for n in range(len(classes)) if n not in rows]
+    d, of = d[others], [classes[n] for n in others]
+    before = d.logits()
     lost = {name: (before - d.logits({block: q})).cpu() for name, q in chosen.items()}
     return {
-        name: less[rows, classes].unflatten(0, (2, OF_EACH)).mean(dim=1)
+        name: less[range(len(of)), of].unflatten(0, (2, OF_EACH - 1)).mean(dim=1)
         for name, less in lost.items()
     }

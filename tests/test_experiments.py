@@ -10,12 +10,16 @@ from types import SimpleNamespace
 import networkx as nx
 import pytest
 import torch
+from conftest import random_decomposition, random_network
 from imagenet_w import AddWatermark
+from linear import U, V, linear
 
 from experiments import __main__ as command
 from experiments import (
+    circuits,
     classes,
     controls,
+    edges,
     extractors,
     families,
     graphs,
@@ -31,7 +35,7 @@ from experiments import (
     shortcut,
     watermarks,
 )
-from gig_helpers import EXTRACTORS, METHODS, Concepts, decompose
+from gig_helpers import EXTRACTORS, METHODS, Concepts, attribute, decompose
 from gig_helpers.data import artifacts, profiles
 from gig_helpers.report.statistics import interval
 from gig_helpers.report.studies import WRONG_TARGET
@@ -71,6 +75,7 @@ def fields(part):
     return {
         key: fields(next(iter(value.values())) if key in by_name else value)
         for key, value in part.items()
+        if key not in ("each", "confidence")  # files that were made before do not keep them
     }
 
 
@@ -328,27 +333,83 @@ def test_readings_have_the_fields_that_chapter_5_reads(small, monkeypatch):
 
 
 def test_a_concept_taken_out_costs_what_a_forward_pass_without_it_says(small, monkeypatch):
-    monkeypatch.setattr(shared, "OF_EACH", 1)
-    monkeypatch.setattr(shared, "PAIRS", 2)
+    """Chosen on the first photograph of each class, taken out of the second."""
+    right = small.pfvs.right()
+    one, other = right[:2]
+    labels = [int(small.pfvs.predictions()[i]) for i in (one, one, other, other)]
+    images = small.pictures[[one, right[2], other, right[3]]]
+    monkeypatch.setattr(shared, "_pairs", lambda run: [(images, labels)] * 2)
     shared.make(small)
     found = written("shared")
-    assert fields(found) == fields(artifacts.recorded("shared"))
+    assert found["settings"]["photographs_of_each"] == 2
     assert [row["block"] for row in found["rows"]] == list(BLOCKS)
     network, concepts = small.network, small.concepts("layer4.2")
-    images, labels = next(shared._pairs(small))
-    assert labels[0] != labels[1]
     lost = shared._taken_out(small, concepts, images, labels)["the first's own"]
-    # By hand: of all concepts, the one whose loss costs the first class this much is its own.
-    codes = decompose(network, images[:1], {"layer4.2": concepts}).codes["layer4.2"][0]
-    x = network.preactivations(images[:1], ["layer4.2"])["layer4.2"]
-    before = network.logits(images[:1])[0, labels[0]]
-    every = []
-    for q in codes.any(dim=0).nonzero()[:, 0].tolist():
-        less = x - (codes[:, q, None] * concepts.vectors[q]).T.reshape(x.shape)
-        every.append(before - network.logits_from(less, "layer4.2")[0, labels[0]])
-    every = torch.stack(every)
-    assert (every - lost[0]).abs().min() < 1e-3
-    assert lost[0] > every.median(), "the strongest for the class costs it more than most do"
+    d = decompose(network, images, {"layer4.2": concepts})
+    ours = int(attribute(d[[0]], "layer4.2", labels[0], rest=True)[0, 0, :-1].argmax())
+    x = network.preactivations(images[[1]], ["layer4.2"])["layer4.2"]
+    part = (d.codes["layer4.2"][1][:, ours, None] * concepts.vectors[ours]).T.reshape(x.shape)
+    logits = (network.logits_from(y, "layer4.2")[0, labels[0]] for y in (x, x - part))
+    before, after = logits
+    assert float(lost[0]) == pytest.approx(float(before - after), abs=1e-3)
+
+
+def test_edges_of_a_linear_network_forecast_every_loss():
+    """What is taken out is u_q v_q, and gradients are right everywhere."""
+    later = torch.tensor([[2.0, 1.0], [-1.0, 3.0]]).double()
+    rest = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(0)).double()
+    d = linear(U, V, later, residual=rest)
+    unit = torch.nn.functional.normalize(later, dim=1)
+    sources, targets = torch.tensor([0, 2]), torch.tensor([1, 0])
+    found = [*edges.losses(d, "a", "b", sources, targets)]
+    for q, (summed, _) in zip(sources.tolist(), found, strict=True):
+        lost = U[0, :, q, None] * (V.vectors[q] @ d.network.A.T)
+        torch.testing.assert_close(summed, (lost @ unit[targets].T).sum(dim=0))
+    scores = edges.of_picture(d.at("a"), 0, gap=0.01)
+    for name in edges.FORECASTS:
+        assert scores["ranks"][name] == pytest.approx(1)
+        assert scores["signs"][name] == 1
+    whole = (d.residual("a")[0] @ d.network.M[0]).sum() / (
+        (d.reconstruction("a") + d.residual("a") - V.beta)[0] @ d.network.M[0]
+    ).sum()
+    assert scores["rest"][""] == pytest.approx(float(whole))
+
+
+def test_the_files_of_edges_and_circuits(small, monkeypatch):
+    monkeypatch.setattr(edges, "PHOTOGRAPHS", 3)
+    monkeypatch.setattr(edges, "TARGETS", 3)
+    monkeypatch.setattr(edges, "PATCHED", (2, 3))
+    supported = [{"block": block, "levels": [], "supported": 4} for block in BLOCKS]
+    families_recorded = {"rows": supported}
+    recorded = artifacts.recorded
+    monkeypatch.setattr(
+        edges.artifacts, "recorded",
+        lambda name: families_recorded if name == "families" else recorded(name),
+    )  # fmt: skip
+    monkeypatch.setattr(run, "CHAIN", BLOCKS)
+    edges.make(small)
+    rows = written("edges")["rows"]
+    places = [(BLOCKS[0], BLOCKS[1]), (BLOCKS[0], "class"), (BLOCKS[1], "class")]
+    assert [(row["source"], row["target"]) for row in rows] == places * 2
+    for row, before in zip(rows[:3], (recorded("edges")["rows"][0], None, None), strict=True):
+        assert before is None or fields(row) == fields(before)
+        assert all(-1 <= of["mean"] <= 1 for n, of in row["ranks"].items() if n != "gig_minus")
+
+
+def test_a_circuit_of_all_is_the_network_and_of_none_nothing(monkeypatch):
+    sides = {"layer3.1": 4, "layer4.1": 2}
+    d = random_decomposition(random_network("resnet18"), sides, 1)
+    monkeypatch.setattr(circuits, "SIZES", (2, 12))
+    found = circuits.of_picture(d, 3, gap=0.2)
+    for what, of in found.items():
+        for order, shares in of.items():
+            assert shares[12] == pytest.approx(float(what != "complement"), abs=1e-3), (what, order)
+    kept = {b: attribute(d, b, 3, rest=True)[0, 0, :-1].topk(2).indices.tolist() for b in d.blocks}
+    ends = [
+        float(d.circuit(dict.fromkeys(d.blocks, of), rest=False)[0, 3]) for of in ([], range(12))
+    ]
+    score = (float(d.circuit(kept, rest=False)[0, 3]) - ends[0]) / (ends[1] - ends[0])
+    assert found["without the rest"]["relevance"][2] == pytest.approx(score, abs=1e-3)
 
 
 def test_graphs_know_what_their_concepts_are_made_of(small, monkeypatch):
