@@ -165,6 +165,17 @@ class Decomposition:
         All others' codes are set to 0 in all blocks at once (Marks et al., 2025); above the first
         block codes are those of what arrives. What the concepts miss is kept, or with
         ``rest=False`` dropped.
+
+        Examples
+        --------
+        >>> from torchvision.models import resnet18
+        >>> network, block = Network(resnet18(num_classes=5), device="cpu"), "layer4.1"
+        >>> beta = network.bn_shift(block)
+        >>> concepts = {block: Concepts(torch.randn(3, 512), beta, torch.arange(3), block)}
+        >>> images = torch.randn(1, 3, 64, 64)
+        >>> d = Decomposition(network, images, concepts, {block: torch.ones(1, 4, 3)})
+        >>> torch.allclose(d.circuit({block: [0, 1, 2]}), d.logits(), atol=1e-4)
+        True
         """
         x = self._maps[self.blocks[0]]
         for block, above in zip(self.blocks, [*self.blocks[1:], None], strict=True):
