@@ -56,7 +56,7 @@ def concept_graph(
         mean GIG, and ``weight``, ``|raw|`` over the largest ``|raw|`` between the two blocks; the
         sign of ``raw`` tells support from opposition. ``graph.graph["held"]`` says for each block
         and class which share of the class's change along the path the nodes hold, and which the
-        rest: ``{block: [(nodes, rest), …]}``.
+        rest: ``{block: [[nodes, rest], …]}``.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def concept_graph(
         groups = _choose(relevance[block], top, shared)
         parts = of_all[:, list(groups)].sum(1), of_all[:, len(d.concepts[block]) :].sum(1)
         shares = torch.stack(parts, dim=1) / of_all.sum(dim=1, keepdim=True)
-        graph.graph["held"][block] = [(drawn, left) for drawn, left in shares.tolist()]
+        graph.graph["held"][block] = shares.tolist()
         for concept, group in groups.items():
             node = f"{block}/{concept}"
             about = {"kind": "concept", "block": block, "concept": concept}

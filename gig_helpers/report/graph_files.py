@@ -42,7 +42,7 @@ def load_json(path: str | Path) -> nx.DiGraph:
 def save_graphml(graph: nx.DiGraph, path: str | Path) -> None:
     """Write a graph (Figure 1) as GraphML, for Gephi, yEd or Cytoscape, atomically.
 
-    GraphML knows no lists: they are written as JSON strings.
+    GraphML knows no lists and no dictionaries: they are written as JSON strings.
 
     Examples
     --------
@@ -56,6 +56,6 @@ def save_graphml(graph: nx.DiGraph, path: str | Path) -> None:
     """
     flat = graph.copy()
     for data in (flat.graph, *flat.nodes.values()):
-        data.update({k: json.dumps(v) for k, v in data.items() if isinstance(v, list)})
+        data.update({k: json.dumps(v) for k, v in data.items() if isinstance(v, (list, dict))})
     place = Path(path).expanduser()
     artifacts.write_atomically(place, lambda temporary: nx.write_graphml(flat, temporary))
