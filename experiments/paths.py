@@ -7,7 +7,7 @@ from gig_helpers.paths import control_path, strongest_path
 
 from .run import Run, means, minus_others, write
 
-PHOTOGRAPHS, DRAWS = 24, 5
+PHOTOGRAPHS, DRAWS = 10, 3
 """Left out; and control paths of each, whose mean counts."""
 
 
