@@ -37,15 +37,18 @@ def verdict(tests: Mapping[str, Comparison], matters: float = 0.0) -> str:
     """
     if all(max(abs(test.low), abs(test.high)) < matters for test in tests.values()):
         return "too small to matter"
-    of = {
-        word: ", ".join(name for name, test in tests.items() if test.verdict == word)
-        for word in ("better", "worse", "undecided")
-    }
+    of = {word: _named(tests, word) for word in ("better", "worse", "undecided")}
     if not of["better"]:
         return "does not hold" if of["worse"] else "not decided"
     if not of["worse"] and not of["undecided"]:
         return "holds"
     return f"holds at {of['better']}" + (f", the opposite at {of['worse']}" if of["worse"] else "")
+
+
+def _named(tests: Mapping[str, Comparison], word: str) -> str:
+    """Places of one verdict, or how many they are where a list would be long."""
+    places = [name for name, test in tests.items() if test.verdict == word]
+    return ", ".join(places) if len(places) <= 3 else f"{len(places)} of {len(tests)}"
 
 
 def page() -> str:
@@ -98,7 +101,7 @@ def _classes() -> Iterator[Row]:
     ours = {row["block"]: row for row in rows if row["extractor"] == "bisecting"}
     claims = {
         "random in use": "GIG's order of concepts for a class beats chance (4.2.1)",
-        "wrong target": "It is about this class, not about what is strong in the picture",
+        "wrong target": "GIG's order is about this class, not about what is strong in the picture",
         "gradient": "The integral adds to gradient × code, for a class",
     }
     for rival, claim in claims.items():
@@ -119,12 +122,16 @@ def _rivals() -> Iterator[Row]:
         f"{k} families of atoms serve the class better than as many clusters fitted anew": (
             "bisecting", "lasso", *areas
         ),
-        "They do better than PFVs drawn blindly": ("random_pfvs", "lasso", *areas),
-        "They do better than an SAE's own codes (Table 2)": ("sae", "own", *areas),
-        "They do better than an SAE's directions by the Lasso": ("sae", "lasso", *areas),
-        "They do better than a top-k autoencoder": ("top_k", "own", *areas),
-        "They do better than dictionary learning": ("dictionary_learning", "lasso", *areas),
-        "They look more like the class than an SAE's (Figure 4)": ("sae", "own", *alike),
+        "Families serve the class better than PFVs drawn blindly": ("random_pfvs", "lasso", *areas),
+        "Families serve the class better than an SAE's own codes (Table 2)": ("sae", "own", *areas),
+        "Families serve the class better than an SAE's directions by the Lasso": (
+            "sae", "lasso", *areas
+        ),
+        "Families serve the class better than a top-k autoencoder": ("top_k", "own", *areas),
+        "Families serve the class better than dictionary learning": (
+            "dictionary_learning", "lasso", *areas
+        ),
+        "Families look more like the class than an SAE's units (Figure 4)": ("sae", "own", *alike),
     }  # fmt: skip
     for claim, (extractor, codes, part, where, measured) in claims.items():
         theirs = (r for r in rows if (r["extractor"], r["codes"]) == (extractor, codes))
@@ -137,7 +144,7 @@ def _readings() -> Iterator[Row]:
     rows = {row["block"]: row for row in artifacts.recorded("readings")["rows"]}
     claims = {
         "gradient": "Relevances forecast what sets of concepts cost, better than gradient × code",
-        "activation": "They do so better than activation, which knows no class",
+        "activation": "Relevances forecast it better than activation, which knows no class",
     }
     for rival, claim in claims.items():
         tests = {block: Comparison.of(row["gig_minus"][rival]) for block, row in rows.items()}
@@ -151,7 +158,8 @@ def _shared() -> Iterator[Row]:
     rows = artifacts.recorded("shared")["rows"]
     claims = {
         "any in use": "A shared concept matters to both classes: more than any concept in use",
-        "the first's own": "It costs both more than one class's own strongest costs both",
+        "the first's own": "A shared concept costs both classes more than one class's own "
+        "strongest does",
     }
     for rival, claim in claims.items():
         tests = {row["block"]: Comparison.of(row["shared_minus"][rival]) for row in rows}
@@ -162,7 +170,7 @@ def _pairs() -> Iterator[Row]:
     run = artifacts.recorded("interlayer")
     claims = {
         "random": "GIG's order for a later concept beats random (Figure 5)",
-        "random in use": "It beats chance among the concepts in use",
+        "random in use": "GIG's order for a later concept beats chance among the concepts in use",
         "wrong target": "An edge is about its own target",
         "gradient": "The integral adds to gradient × code, between blocks",
     }
@@ -180,8 +188,10 @@ def _edges() -> Iterator[Row]:
     claims = {
         "GIG, to the reconstruction": "An edge to the network's own map forecasts what a later "
         "concept loses better than the paper's, to the reconstruction",
-        "attribution patching": "It does so better than one gradient, there",
-        "activation × cosine": "It does so better than what is active and alike",
+        "attribution patching": "An edge to the network's own map forecasts that better "
+        "than one gradient there",
+        "activation × cosine": "An edge to the network's own map forecasts that better than "
+        "what is active and alike",
     }
     for rival, claim in claims.items():
         tests = _of_pairs(between, "ranks", rival)
@@ -204,9 +214,10 @@ def _circuits() -> Iterator[Row]:
     claims = {
         "activation": "The most relevant concepts of all blocks keep more of the class than the "
         "most active",
-        "random in use": "They keep more than any in use",
-        "attribution patching": "They keep more than the first by one gradient",
-        "edges": "They keep more than those that edges alone lead to",
+        "random in use": "The most relevant concepts keep more of the class than any in use",
+        "attribution patching": "The most relevant concepts keep more of the class than the "
+        "first by one gradient",
+        "edges": "The most relevant concepts keep more of the class than those that edges lead to",
     }
     for rival, claim in claims.items():
         tests = {
@@ -221,8 +232,10 @@ def _paths() -> Iterator[Row]:
     (row,) = artifacts.recorded("paths")["rows"]
     claims = {
         "control path": "A graph's strongest path costs the class more than one as heavy",
-        "another class's path": "It costs it more than the path of another class",
-        "no edges": "It costs it more than each block's most relevant concept, without edges",
+        "another class's path": "A graph's strongest path costs the class more than the "
+        "path of another class",
+        "no edges": "A graph's strongest path costs the class more than what is most "
+        "relevant, without edges",
     }
     for rival, claim in claims.items():
         tests = {"the chain": Comparison.of(row["path_minus"][rival])}
@@ -233,9 +246,11 @@ def _shortcut() -> Iterator[Row]:
     run = artifacts.recorded("shortcut")
     claims = {
         "random": "Three concepts that mislead, taken out, undo a shortcut more than any three",
-        "activation": "They undo it more than the three most active",
-        "nine tenths of the clean": "They bring back nine tenths of what is right without it",
-        "clean, within the margin": "Clean photographs lose less than 3 points by it",
+        "activation": "Three concepts that mislead undo a shortcut more than the three most active",
+        "nine tenths of the clean": "Three concepts that mislead, taken out, bring back "
+        "nine tenths of the clean answers",
+        "clean, within the margin": "Clean photographs lose less than 3 points by the cure "
+        "of a shortcut",
     }
     for rival, claim in claims.items():
         tests = {row["block"]: Comparison.of(row["minus"][rival]) for row in run["rows"]}
@@ -250,18 +265,21 @@ def _carried() -> Iterator[Row]:
     cured = {row["mark"]: Comparison.of(row["minus"]["suspects, 3"]) for row in others}
     yield _judged("What undoes one watermark undoes others", cured, where)
     pairs = {row["mark"]: Comparison.of(row["minus"]["pairs"]) for row in run["rows"]}
-    yield _judged("It undoes them more than a direction that is told of them", pairs, where)
+    yield _judged(
+        "Three suspects undo watermarks more than a direction that is told of them", pairs, where
+    )
     pulled = {
         name: Comparison.of(of["probability"]["before_minus_after"])
         for name, of in learnt["classes"].items()
     }
-    yield _judged("It takes from every class what the watermark brings", pulled, where)
+    yield _judged("The cure takes from every class what the watermark brings", pulled, where)
     latents = [row for row in artifacts.recorded("latents")["rows"] if row["extractor"] == "sae"]
     units = {f"{r['k']} latents": Comparison.of(r["ours_minus"]["suspects, 3"]) for r in latents}
-    yield _judged("It undoes more than as many units of an SAE", units, where)
+    yield _judged("Three suspects undo more than as many units of an SAE", units, where)
     claims = {
-        "random": "In another network too it brings back more than any three concepts taken out",
-        "clean, within the margin": "There too clean photographs lose less than 3 points by it",
+        "random": "In another network too three suspects bring back more than any three concepts",
+        "clean, within the margin": "In another network too clean photographs lose less "
+        "than 3 points by the cure",
     }
     for rival, claim in claims.items():
         tests = {row["block"]: Comparison.of(row["minus"][rival]) for row in other["rows"]}
@@ -281,8 +299,10 @@ def _planted() -> Iterator[Row]:
     where = f"chapter 10, {run['settings']['evaluated']} held-out digits"
     claims = {
         "random": "A planted shortcut is undone by three suspects more than by any three concepts",
-        "activation": "It is, more than by the three most active",
-        "nine tenths of the clean": "Nine tenths of what is right without it come back",
+        "activation": "A planted shortcut is undone by three suspects more than by the "
+        "three most active",
+        "nine tenths of the clean": "Nine tenths of what is right without a planted "
+        "shortcut come back",
     }
     for rival, claim in claims.items():
         tests = {name: Comparison.of(row["minus"][rival]) for name, row in sides[True].items()}
@@ -298,11 +318,14 @@ def _extractors() -> Iterator[Row]:
     run = artifacts.recorded("concepts")
     rows = sorted(run["rows"], key=lambda row: place(row["block"]))
     claims = {
-        ("sae", "own_codes"): "It reconstructs better than an SAE's own codes (Table 1)",
-        ("sae", "left_out"): "Its directions are better than an SAE's, both by the Lasso",
-        ("dictionary_learning", "left_out"): "They are better than those of dictionary learning",
-        ("kmeans", "left_out"): "They are better than those of k-means",
-        ("random_pfvs", "left_out"): "They are better than PFVs drawn blindly",
+        ("sae", "own_codes"): "Our concepts reconstruct better than an SAE's own codes (Table 1)",
+        ("sae", "left_out"): "Our directions are better than an SAE's, both by the Lasso",
+        (
+            "dictionary_learning",
+            "left_out",
+        ): "Our directions are better than those of dictionary learning",
+        ("kmeans", "left_out"): "Our directions are better than those of k-means",
+        ("random_pfvs", "left_out"): "Our directions are better than PFVs drawn blindly",
     }
     for at_level, ((name, part), claim) in product((False, True), claims.items()):
         tests = {
@@ -320,7 +343,8 @@ def _sampling() -> Iterator[Row]:
     rows = {row["block"]: row for row in artifacts.recorded("sampling")["rows"]}
     claims = {
         "gain": "PFVs drawn by contribution make concepts that serve a class better (3.1)",
-        "missed of PFVs drawn by contribution": "They describe what contributes better",
+        "missed of PFVs drawn by contribution": "PFVs drawn by contribution make concepts "
+        "that describe what contributes better",
     }
     for what, claim in claims.items():
         # A gain is better where it is larger, an error where it is smaller.
