@@ -174,14 +174,14 @@ def test_extractors_are_compared_at_equal_non_zeros(small, monkeypatch):
     assert (whole["at_level"], at_level["at_level"], at_level["k"]) == (False, True, 8)
     assert set(at_level["methods"]) == {*names} - {"kmeans"}, "k-means takes too long"
     assert -1 < at_level["methods"]["bisecting"]["comes_back"][0] < 1
-    recorded = {row["at_level"]: row for row in artifacts.recorded("concepts")["rows"]}
-    for row in found["rows"]:
-        of_extractors(row, recorded.get(row["at_level"]))
+    recorded = [row for row in artifacts.recorded("concepts")["rows"] if row["at_level"]]
+    for row, before in ((whole, {}), (at_level, recorded[0]["methods"])):
+        of_extractors(row, before)
 
 
 def of_extractors(row, recorded):
     for name, method in row["methods"].items():
-        before = recorded["methods"].get(name, {})
+        before = recorded.get(name, {})
         for part in {*before} - {"records", "comes_back"}:
             assert fields(before[part]) == fields(method[part])
         assert len(method["records"]) == 2
