@@ -195,7 +195,8 @@ def of_extractors(row, recorded):
         for record in method["records"]:
             for where in ("left_out", "seen"):
                 # 2 %, within which lambda_for stops, or one code of one PFV where they are few.
-                assert record[f"nonzeros_{where}"] == pytest.approx(row["nonzeros"], rel=0.05)
+                wanted = pytest.approx(row["nonzeros"], rel=0.05, abs=0.21)
+                assert record[f"nonzeros_{where}"] == wanted
     for record in row["methods"]["sae_short"]["records"]:
         assert record["nonzeros_own_codes_kept"] <= row["nonzeros"] + 0.5
         alike = record["nonzeros_own_codes"], row["k"] / 2
