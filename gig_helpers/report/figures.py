@@ -285,7 +285,7 @@ _TURN = (
 def heat_map(
     axes: Axes, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]
 ) -> None:
-    """Numbers up to 1 in coloured squares, a row of each method, a column of each place.
+    """Numbers up to 1 in coloured squares, a row of each method, a column of each place; NaN: none.
 
     Examples
     --------
@@ -298,7 +298,7 @@ def heat_map(
     axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (y, x), value in np.ndenumerate(np.asarray(values)):
         light = "white" if value > 0.6 else "black"
-        text = f"{value:.2f}".replace("0.", ".")
+        text = "" if np.isnan(value) else f"{value:.2f}".replace("0.", ".")
         axes.text(x, y, text, ha="center", va="center", color=light, fontsize="small")
     axes.set_xticks(range(len(columns)), columns, rotation=35, ha="right")
     axes.set_yticks(range(len(rows)), rows)
