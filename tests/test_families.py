@@ -141,7 +141,7 @@ def test_a_graph_of_families(atoms):
     graph = concept_graph(at(atoms, 3), [2, 2], top=3, points=2)
     numbers = [d["concept"] for _, d in graph.nodes(data=True) if d["kind"] == "concept"]
     assert numbers and max(numbers) < 3
-    relevance = attribute(atoms, B, [2], points=2)[:, 0].mean(0)
+    relevance = attribute(atoms, B, [2], points=2, rest=True)[:, 0].mean(0)
     for node, data in graph.nodes(data=True):
         if data.get("block") == B:
             own = atoms.concepts[B].at(3).atoms(data["concept"])
