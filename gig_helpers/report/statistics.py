@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
-
-_Kind = TypeVar("_Kind", bound="Interval")
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Interval:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     @classmethod
-    def of(cls: type[_Kind], record: Mapping[str, Any]) -> _Kind:
+    def of(cls, record: Mapping[str, Any]) -> Any:
         """What a file of results holds, which may hold more: the values it was made from."""
         return cls(**{field.name: record[field.name] for field in fields(cls)})
 
