@@ -34,7 +34,7 @@ from gig_helpers.data.weights import Preprocessing
 from gig_helpers.report.examples import localize, on_mask
 from gig_helpers.report.statistics import interval
 
-from .run import Run, minus, rounded, write
+from .run import Run, mean, minus, write
 from .shortcut import MARGIN
 
 CLASS, SHARE, SIDE = 3, 0.9, 4
@@ -213,7 +213,7 @@ def _summed(seeds: list[dict[str, Any]]) -> dict[str, Any]:
         "outcomes": outcomes,
         "minus": tests,
         "suspects": [of["suspect"] for of in seeds],
-        "mass": asdict(interval(mass)) | {"each": rounded(mass)},
+        "mass": mean(mass),
         "mass_minus_area": minus(mass, torch.full_like(mass, SIDE**2 / READY.size**2), places),
     }
 

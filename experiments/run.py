@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -28,7 +27,6 @@ from gig_helpers import (
     load_pictures,
     sample,
 )
-from gig_helpers.concepts import load, save, tune
 from gig_helpers.curves import Curves
 from gig_helpers.data import artifacts, profiles
 from gig_helpers.data.pictures import Pictures
@@ -106,17 +104,9 @@ class Run:
         return float(_seconds(*given, lambda: self._fitted(block, extractor, seed, k))["seconds"])
 
     def _fitted(self, block: str, extractor: str, seed: int, k: int | None) -> Concepts:
-        if k is None:
-            options: dict[str, Any] = {"extractor": extractor, "seed": seed, "held_out": True}
-            return fit_concepts(self.pfvs, self.profile, [block], **options)[block]
-        fit, x = EXTRACTORS[extractor].fit, self.kept(block, k)
-        depends = artifacts.fingerprint([self.pfvs, block, fit, k, seed, FEWER])
-        name = artifacts.key("concepts", depends, artifacts.code_of(fit_concepts))
-        path = artifacts.folder() / f"concepts-{name}.safetensors"
-        if not path.exists():
-            made = fit(x, self.network.bn_shift(block), k, seed, block=block)
-            save(tune(made, x, seed=seed) if made.needs_lam else made, path)
-        return load(path).to(self.network.device)
+        options: dict[str, Any] = {"extractor": extractor, "seed": seed, "held_out": True}
+        options |= {"k": k, "per_image": k and FEWER}
+        return fit_concepts(self.pfvs, self.profile, [block], **options)[block]
 
     def kept(self, block: str, k: int | None = None) -> Tensor:
         """What :meth:`concepts` are made of: PFVs (n, C)."""
@@ -125,10 +115,7 @@ class Run:
     def made_of(self, block: str, k: int | None = None) -> Tensor:
         """Which PFVs (N,) those are: none held out, and of each picture the first few at ``k``."""
         rows = ~self.pfvs.held_out(block)
-        if k is None:
-            return rows
-        ids = pd.Series(self.pfvs.picture_ids(block).numpy())
-        return rows & torch.from_numpy(ids.groupby(ids).cumcount().to_numpy() < FEWER)
+        return rows if k is None else rows & self.pfvs.among_first(block, FEWER)
 
     @cached_property
     def left_out(self) -> list[int]:
@@ -200,8 +187,10 @@ def together(places: int) -> float:
 
 
 def mean(values: Tensor) -> dict[str, Any]:
-    """Mean (N,) with its interval, and the values that it was made from, ``each``."""
-    return asdict(interval(values)) | {"each": rounded(values)}
+    """Mean (N,) with its interval, and the values it was made from: ``each``, of 0 and 1 a text."""
+    yes_or_no = bool(((values == 0) | (values == 1)).all())
+    each = "".join(f"{value:.0f}" for value in values) if yes_or_no else rounded(values)
+    return asdict(interval(values)) | {"each": each}
 
 
 def means(arms: Mapping[str, Tensor]) -> dict[str, Any]:

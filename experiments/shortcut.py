@@ -1,7 +1,7 @@
 """A shortcut that is known to be there, found by its mistakes alone and taken out (chapter 10)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,9 +20,8 @@ from gig_helpers import (
     suspects,
 )
 from gig_helpers.data.pictures import Pictures
-from gig_helpers.report.statistics import interval
 
-from .run import Run, minus, write
+from .run import Run, mean, minus, write
 
 LEARNT, HELD_OUT, MISTAKES, FEW = 60, 200, 20, 8
 """Photographs that make concepts, that are evaluated, and of the first those that are asked.
@@ -101,7 +100,7 @@ def taken_out(
         rivals["nine tenths of the clean"] = 0.9 * whole
         tests = {name: minus(three["right"], of, len(blocks)) for name, of in rivals.items()}
         tests["clean, within the margin"] = minus(three["clean"], whole - MARGIN, len(blocks))
-        each = {name: {k: recorded(v) for k, v in of.items()} for name, of in outcomes.items()}
+        each = {name: {k: mean(v) for k, v in of.items()} for name, of in outcomes.items()}
         rows.append({"block": block, "outcomes": each, "minus": tests})
     return rows
 
@@ -144,8 +143,3 @@ def _cuts(
         layer = network.without(block, some, here.beta)[1]
         maps = {side: layer(network.arranged(y, block)) for side, y in x.items()}
         yield name, {side: network.positions(y, block) for side, y in maps.items()}
-
-
-def recorded(values: Tensor) -> dict[str, Any]:
-    """The mean with its interval, and each photograph's own, as zeros and ones."""
-    return asdict(interval(values)) | {"each": "".join(f"{value:.0f}" for value in values)}

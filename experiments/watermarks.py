@@ -3,7 +3,6 @@
 What is learnt from chapter 10's watermark, as in ``shortcut``, meets what it was not learnt from.
 """
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,20 +10,9 @@ from torch import Tensor
 
 from gig_helpers import Concepts, PFVDataset, load_network, load_pictures, suspects
 from gig_helpers.data.pictures import Pictures
-from gig_helpers.report.statistics import interval
 
-from .run import Run, minus, rounded, write
-from .shortcut import (
-    GAP,
-    STEPS,
-    concepts_of,
-    mistakes_of,
-    parts,
-    recorded,
-    seen,
-    taken_out,
-    watermarked,
-)
+from .run import Run, mean, means, minus, write
+from .shortcut import GAP, STEPS, concepts_of, mistakes_of, parts, seen, taken_out, watermarked
 
 MARKS: dict[str, dict[str, Any]] = {
     "the one learnt": {}, "another text": {"text": "版权所有翻印"},
@@ -85,9 +73,9 @@ def _marks(
         marked = logits(watermarked(run, **options))
         outcomes = {
             name: {
-                "right": recorded(_right(of, true)),
-                "carton": recorded(_right(of, torch.full_like(true, pulled[0]))),
-                "clean": recorded(right[name]),
+                "right": mean(_right(of, true)),
+                "carton": mean(_right(of, torch.full_like(true, pulled[0]))),
+                "clean": mean(right[name]),
             }
             for name, of in marked.items()
         }
@@ -138,7 +126,7 @@ def _latents(
         if not len(ours):
             ours = found["suspects, 3"]["right"]
         tests = {n: minus(ours, of["right"], len(kinds) - 1) for n, of in found.items()}
-        each = {n: {what: recorded(v) for what, v in of.items()} for n, of in found.items()}
+        each = {n: {what: mean(v) for what, v in of.items()} for n, of in found.items()}
         rows.append(kind | {"outcomes": each, "ours_minus": tests})
     return rows
 
@@ -170,5 +158,4 @@ def _moved(by_cut: dict[str, Tensor], n: int) -> dict[str, Any]:
     """What the watermark adds for one class, before the cut and after, and what the cut takes."""
     before, after = (values[:, n] for values in by_cut.values())
     arms = {"before": before, "after": after}
-    each = {arm: asdict(interval(v)) | {"each": rounded(v)} for arm, v in arms.items()}
-    return each | {"before_minus_after": minus(before, after, len(PULLED))}
+    return means(arms) | {"before_minus_after": minus(before, after, len(PULLED))}

@@ -5,7 +5,7 @@ blocks. Attributions, curves and graphs are asked of it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 
 import torch
@@ -35,7 +35,7 @@ class Decomposition:
         ``{block: U}`` of the same blocks: coefficients (N, H·W, k) of the atoms; positions
         row-major, or tokens.
     rests
-        ``{block: ε}`` (N, H·W, C) where :meth:`residual` is not what the network says.
+        ``{block: ε}`` (N, H·W, C) where :meth:`residual` is not X − X̃: codes were set to 0 there.
 
     Raises
     ------
@@ -61,7 +61,7 @@ class Decomposition:
     images: Tensor
     concepts: Mapping[str, Concepts]
     codes: Mapping[str, Tensor]
-    rests: Mapping[str, Tensor] | None = None
+    rests: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         network, order = self.network, sorted(self.concepts, key=self.network.index)
@@ -93,8 +93,7 @@ class Decomposition:
     def __getitem__(self, rows: slice | Sequence[int]) -> "Decomposition":
         """Some of the pictures."""
         codes, rests = (
-            {block: part[rows] for block, part in of.items()}
-            for of in (self.codes, self.rests or {})
+            {block: part[rows] for block, part in of.items()} for of in (self.codes, self.rests)
         )
         return replace(self, images=self.images[rows], codes=codes, rests=rests)
 
@@ -127,13 +126,13 @@ class Decomposition:
 
     def residual(self, block: str) -> Tensor:
         """The rest ε = X − X̃ (N, H·W, C) of eq. 1: what the concepts miss."""
-        if self.rests is not None and block in self.rests:
+        if block in self.rests:
             return self.rests[block]
         return self._maps[block] - self.reconstruction(block)
 
     def without(self, removed: Removal) -> "Decomposition":
         """The same with these concepts' codes set to 0; the rest stays as it was."""
-        codes, rests = dict(self.codes), dict(self.rests or {})
+        codes, rests = dict(self.codes), dict(self.rests)
         for block, numbers in removed.items():
             codes[block] = codes[block].index_fill(2, self.concepts[block].atoms(numbers), 0.0)
             rests[block] = self.residual(block)

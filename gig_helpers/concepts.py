@@ -483,7 +483,7 @@ def tune(concepts: Concepts, x: Tensor, nonzeros: float | None = None, seed: int
 def fit_concepts(
     pfvs: PFVDataset, profile: Profile | None = None, blocks: Iterable[str] | None = None, *,
     extractor: str = "bisecting", k: int | None = None, seed: int | None = None,
-    held_out: bool = False,
+    held_out: bool = False, per_image: int | None = None,
 ) -> dict[str, Concepts]:  # fmt: skip
     """Concepts with their λ from sampled PFVs (section 3.2), or what an equal run made.
 
@@ -498,6 +498,8 @@ def fit_concepts(
         One of :data:`EXTRACTORS`.
     held_out
         Leave the PFVs of every fourth photograph out (:meth:`PFVDataset.held_out`).
+    per_image
+        PFVs of each picture, the first drawn; by default all.
 
     Returns
     -------
@@ -533,10 +535,13 @@ def fit_concepts(
     concepts = {}
     for block in profile.blocks_of(network) if blocks is None else blocks:
         kept = _kept(pfvs, block, held_out)
+        if per_image is not None:
+            kept &= pfvs.among_first(block, per_image)
         count = k or profile.n_concepts(network.channels(block), int(kept.sum()))
         nonzeros = lasso.wanted_nonzeros(block, count, network.channels(block))
         fit = EXTRACTORS[extractor].fit
-        depends = artifacts.fingerprint([pfvs, block, fit, count, seed, nonzeros, held_out])
+        given = [pfvs, block, fit, count, seed, nonzeros, held_out, per_image]
+        depends = artifacts.fingerprint(given)
         name = artifacts.key("concepts", depends, artifacts.code_of(fit_concepts))
         path = artifacts.folder() / f"concepts-{name}.safetensors"
         if not path.exists():

@@ -74,6 +74,7 @@ class PFVDataset:
     ...     print("of class:", pfvs.classes().tolist())
     ...     print("seen right:", pfvs.right(), "and wrong:", pfvs.wrong())
     ...     print("held out:", pfvs.held_out("layer4.2").tolist())
+    ...     print("the first of each:", pfvs.among_first("layer4.2", 1).tolist())
     3 PFVs (3, 3)
     the second: [5, 6]
     its share: 0.25
@@ -82,6 +83,7 @@ class PFVDataset:
     of class: [13, 8]
     seen right: [0] and wrong: [1]
     held out: [True, True, False]
+    the first of each: [True, False, True]
     """
 
     folder: Path
@@ -148,6 +150,11 @@ class PFVDataset:
     def held_out(self, block: str) -> Tensor:
         """Which PFVs (n,) of a block come from every fourth photograph: to be left out of a fit."""
         return self.photographs[self.picture_ids(block)] % 4 == 0
+
+    def among_first(self, block: str, count: int) -> Tensor:
+        """Which PFVs (n,) of a block are among the first drawn of their picture."""
+        ids = pd.Series(self.picture_ids(block).numpy())
+        return torch.from_numpy(ids.groupby(ids).cumcount().to_numpy() < count)
 
     def _of(self, block: str, column: str) -> Tensor:
         if block not in self.blocks:

@@ -268,14 +268,14 @@ def test_options_of_a_fit_are_kept_apart(sampled, artifacts_folder, monkeypatch)
     assert fit(k=12, seed=0, extractor="bisecting").fingerprint == plain.fingerprint
     others = [
         fit(k=7), fit(seed=1), fit(extractor="random_pfvs"), fit(held_out=True),
-        fit(extractor="sae_short"), fit(extractor="kmeans"),
+        fit(extractor="sae_short"), fit(extractor="kmeans"), fit(per_image=4),
     ]  # fmt: skip
     with monkeypatch.context() as patch:
         patch.setattr("gig_helpers.lasso.wanted_nonzeros", lambda *_: 1.0)
         others.append(fit())
     assert len(list(artifacts_folder.glob("concepts-*"))) == 1 + len(others)
     assert len({each.fingerprint for each in [plain, *others]}) == 1 + len(others)
-    seven, seeded, drawn, held, sae, _, sparser = others
+    seven, seeded, drawn, held, sae, _, few, sparser = others
     assert torch.equal(sparser.vectors, plain.vectors) and sparser.lam > plain.lam
     assert len(seven) == 7 and not torch.equal(seeded.labels, plain.labels)
     x = sampled.vectors(block)
@@ -285,6 +285,11 @@ def test_options_of_a_fit_are_kept_apart(sampled, artifacts_folder, monkeypatch)
     assert len(held.labels) == int(left.sum()) == 36 and len(held) == 9
     expected = extract(x[left], plain.beta, 9, block=block)
     torch.testing.assert_close(held.vectors, expected.vectors)
+    ids = sampled.picture_ids(block).tolist()
+    first = [n for n, i in enumerate(ids) if ids[:n].count(i) < 4]
+    assert len(first) < len(x)
+    expected = extract(x[first], plain.beta, len(few), block=block)
+    torch.testing.assert_close(few.vectors, expected.vectors)
     assert isinstance(sae, SparseAutoencoder) and sae.lam is None and len(sae.losses) == 5
     assert sae.encode(x).any()
 

@@ -149,3 +149,15 @@ def test_the_keras_network_is_converted_exactly(tmp_path):
     logits = network.logits((rgb - mean) / std)
     # The mean colour that pads a picture's edge differs by 0.005 of 255 between the two.
     assert float((logits - expected).abs().max() / expected.std()) < 5e-3
+
+
+def test_a_file_with_another_hash_ends_the_run(monkeypatch):
+    """No other source is tried behind the reader's back: somebody changed the file."""
+
+    def changed(*_, **__):
+        raise RuntimeError('invalid hash value (expected "11ad3fa6", got "00000000")')
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", changed)
+    with pytest.raises(RuntimeError, match="invalid hash value") as caught:
+        weights("resnet18")
+    assert not isinstance(caught.value, AssetUnavailable)

