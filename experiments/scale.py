@@ -1,4 +1,4 @@
-"""Seconds and memory of every stage, with a tenth of the pictures and with all (chapter 8)."""
+"""Seconds and memory of every stage, with a tenth of the pictures and with all."""
 
 import resource
 import sys
