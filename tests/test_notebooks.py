@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from PIL import Image
 
 from bookbuild import ROOT, chapters, execute, kernels, setup_cell
 from bookbuild.execute import EXECUTED
@@ -85,6 +86,30 @@ def test_a_failing_chapter_leaves_the_earlier_copy_and_says_where_its_own_is(
     execute.execute(chapter)
     assert [output.data["text/plain"] for output in outputs(copy)] == ["6"]
     assert execute.stamp(chapter)["key"] == "new" and not left.exists()
+
+
+def test_a_folder_of_pictures_is_where_the_command_was_typed(folder, tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    chapter = save_notebook(tmp_path / "99_own.ipynb", "import os; os.environ['GIG_IMAGES']")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for n, given in enumerate(("photos", "~/photos")):
+        monkeypatch.setenv("KEY", f"{n}")
+        monkeypatch.setenv("GIG_IMAGES", given)
+        monkeypatch.chdir(tmp_path)
+        seen = outputs(execute.execute(chapter))[0].data["text/plain"]
+        assert seen == repr(str(tmp_path / "photos"))
+    monkeypatch.setenv("GIG_IMAGES", "imagenette")  # no folder: a set of pictures by name
+    monkeypatch.setenv("KEY", "named")
+    assert outputs(execute.execute(chapter))[0].data["text/plain"] == "'imagenette'"
+
+
+def test_a_chapter_runs_again_when_a_picture_has_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIG_IMAGES", str(tmp_path))
+    keys = []
+    for colour in ("red", "blue", "red"):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / "a.bmp")
+        keys.append(execute.key(chapters()[0]))
+    assert keys[0] == keys[2] != keys[1]
 
 
 KILLED = """
