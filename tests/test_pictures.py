@@ -12,10 +12,11 @@ from imagenet_w import AddWatermark
 from PIL import Image, ImageOps, features
 from torchvision.models import resnet18
 
-from gig_helpers import Network, class_names, load_pictures
+from gig_helpers import Network, Profile, class_names, load_pictures, sample
 from gig_helpers.data import images, profiles
 from gig_helpers.data.pictures import SOURCES, UnreadablePicture
 from gig_helpers.data.weights import MEAN, STD, AssetUnavailable, Preprocessing
+from gig_helpers.report.studies import evaluated
 
 
 @pytest.fixture
@@ -258,6 +259,10 @@ def test_predictions_stand_in_where_there_are_no_classes(flat, network):
     assert "the network's own predictions in place of classes" in repr(stood)
     assert stood.subset([0]).stand_in and flat.joined(stood).stand_in and not flat.stand_in
     assert stood.labelled(network) == stood
+    # What the chapters follow and evaluate is there, as it is where pictures have classes.
+    pfvs = sample(network, stood, Profile(blocks=("layer4.1",), per_image=1))
+    assert pfvs.right() == [*range(10)] and pfvs.wrong() == []
+    assert len(evaluated(pfvs, 4)) == 4
 
 
 @pytest.mark.parametrize(("recognised", "stands_in"), [(4, False), (3, True)])
