@@ -51,13 +51,31 @@ def digest(paths: list[Path], **settings: object) -> str:
     return total.hexdigest()
 
 
+def settle_images() -> None:
+    """GIG_IMAGES is a folder as seen from where the command was typed; chapters run elsewhere."""
+    folder = Path(os.environ.get("GIG_IMAGES") or BUILD / "none").expanduser().absolute()
+    if folder.is_dir():
+        os.environ["GIG_IMAGES"] = str(folder)
+
+
+def _own_pictures() -> list[str]:
+    """Hashes of the pictures in the reader's folder, if there is one."""
+    folder = Path(os.environ.get("GIG_IMAGES") or BUILD / "none").expanduser()
+    if not folder.is_dir():
+        return []
+    from gig_helpers.data.images import content, found  # with torch: seconds of importing
+
+    return [f"{file}: {content(file)[0]}" for file in found(folder)[0]]
+
+
 def key(chapter: Path) -> str:
     """Hash of everything that a chapter's outputs depend on."""
     module = [path for kind in ("py", "js", "json") for path in MODULE.rglob(f"*.{kind}")]
     sources = [chapter, *module, *(BOOK / "results").glob("*.json")]
     settings = {name: os.environ.get(name, "") for name in SETTINGS} | {"GIG_PROFILE": profile()}
     versions = {requirement.name: version(requirement.name) for requirement in requirements()}
-    return digest(sources, python=sys.version, settings=settings, versions=versions)
+    given = {"settings": settings, "versions": versions, "pictures": _own_pictures()}
+    return digest(sources, python=sys.version, **given)
 
 
 def stamp(chapter: Path) -> dict[str, str | float]:
@@ -102,6 +120,7 @@ def execute(chapter: Path) -> Path:
     """
     copy, unfinished = EXECUTED / chapter.name, EXECUTED / "unfinished" / chapter.name
     unfinished.parent.mkdir(parents=True, exist_ok=True)
+    settle_images()
     wanted = key(chapter)
     if _is_made_from(chapter, wanted):
         return copy

@@ -31,7 +31,7 @@ from gig_helpers.report.provenance import provenance
 
 profile = profiles.get()  # "quick"; "colab" suits a T4, "paper" needs ImageNet
 network = load_network(profile.network, profile.weights)  # on the GPU, if any
-pictures = load_pictures(profile.pictures, network)
+pictures = load_pictures(profile.pictures, network).labelled(network)
 figures.style()
 print(provenance(profile, network, pictures))"""
 

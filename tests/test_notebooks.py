@@ -1,5 +1,6 @@
 """Every chapter runs from beginning to end; the pages are then built from these very runs."""
 
+import contextlib
 import os
 import re
 import signal
@@ -9,8 +10,10 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import papermill
 import pytest
+from PIL import Image
 
 from bookbuild import ROOT, chapters, execute, kernels, setup_cell
 from bookbuild.execute import EXECUTED
@@ -85,6 +88,50 @@ def test_a_failing_chapter_leaves_the_earlier_copy_and_says_where_its_own_is(
     execute.execute(chapter)
     assert [output.data["text/plain"] for output in outputs(copy)] == ["6"]
     assert execute.stamp(chapter)["key"] == "new" and not left.exists()
+
+
+def test_a_folder_of_pictures_is_where_the_command_was_typed(folder, tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    chapter = save_notebook(tmp_path / "99_own.ipynb", "import os; os.environ['GIG_IMAGES']")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for n, given in enumerate(("photos", "~/photos")):
+        monkeypatch.setenv("KEY", f"{n}")
+        monkeypatch.setenv("GIG_IMAGES", given)
+        monkeypatch.chdir(tmp_path)
+        seen = outputs(execute.execute(chapter))[0].data["text/plain"]
+        assert seen == repr(str(tmp_path / "photos"))
+    monkeypatch.setenv("GIG_IMAGES", "imagenette")  # no folder: a set of pictures by name
+    monkeypatch.setenv("KEY", "named")
+    assert outputs(execute.execute(chapter))[0].data["text/plain"] == "'imagenette'"
+
+
+def test_a_chapter_runs_again_when_a_picture_has_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIG_IMAGES", str(tmp_path))
+    keys = []
+    for colour in ("red", "blue", "red"):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / "a.bmp")
+        keys.append(execute.key(chapters()[0]))
+    assert keys[0] == keys[2] != keys[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "said"), [(8, "predictions in place"), (7, "8 or more")])
+def test_the_set_up_cell_takes_a_flat_folder_or_says_what_is_missing(
+    tmp_path, monkeypatch, count, said
+):
+    monkeypatch.setenv("GIG_IMAGES", str(tmp_path / "flat"))
+    (tmp_path / "flat").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+    for n, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(tmp_path / f"flat/{n}.png")
+    probe = "assert pictures.stand_in and None not in pictures.labels"
+    chapter, copy = save_notebook(tmp_path / "flat.ipynb", setup_cell.cell(), probe), "copy.ipynb"
+    refused = pytest.raises(papermill.PapermillExecutionError, match=said)
+    with refused if count < 8 else contextlib.nullcontext():
+        papermill.execute_notebook(
+            chapter, tmp_path / copy, kernel_name="python3", cwd=tmp_path, progress_bar=False
+        )
+    assert said in (tmp_path / copy).read_text()
 
 
 KILLED = """

@@ -1,5 +1,6 @@
 """data/pictures.py: pictures come whole or are named, and labels are read from folders."""
 
+import os
 import urllib.error
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from imagenet_w import AddWatermark
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
+from torchvision.models import resnet18
 
-from gig_helpers import class_names, load_pictures
-from gig_helpers.data import profiles
+from gig_helpers import Network, Profile, class_names, load_pictures, sample
+from gig_helpers.data import images, profiles
 from gig_helpers.data.pictures import SOURCES, UnreadablePicture
 from gig_helpers.data.weights import MEAN, STD, AssetUnavailable, Preprocessing
+from gig_helpers.report.studies import evaluated
 
 
 @pytest.fixture
@@ -89,13 +92,192 @@ def test_fingerprint_follows_the_files(picture_folder):
     assert before != load_pictures(str(picture_folder)).fingerprint
 
 
+def test_fingerprint_follows_the_content_whatever_its_size_and_time(tmp_path):
+    file = tmp_path / "a.bmp"
+    Image.new("RGB", (8, 8), "red").save(file)
+    before, was = load_pictures(str(tmp_path)), file.stat()
+    kept = before.fingerprint
+    Image.new("RGB", (8, 8), "blue").save(file)
+    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (was.st_size, was.st_mtime_ns)
+    assert load_pictures(str(tmp_path)).fingerprint == before.fingerprint != kept
+
+
 @pytest.mark.parametrize("content", [b"", b"not a picture", None])
-def test_broken_pictures_are_named(picture_folder, content):
+def test_broken_pictures_are_left_out_and_named(picture_folder, content):
     path = picture_folder / "e.png"
+    before = load_pictures(str(picture_folder))
     path.write_bytes(path.read_bytes()[:200] if content is None else content)
-    pictures = load_pictures(str(picture_folder))
-    with pytest.raises(UnreadablePicture, match=r"e\.png"):
-        pictures[pictures.paths.index("e.png")]
+    with pytest.warns(UserWarning, match=r"left out 1: e\.png \("):
+        assert len(load_pictures(str(picture_folder))) == len(before) - 1
+    with pytest.raises(UnreadablePicture, match=r"e\.png"):  # it broke after it was found
+        before[before.paths.index("e.png")]
+
+
+QUADRANTS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)
+"""Red and green over blue and white."""
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_stand_upright(tmp_path, orientation):
+    upright = QUADRANTS.repeat(8, axis=0).repeat(8, axis=1)
+    # What the EXIF standard says of the file's row 0 and column 0, undone by hand.
+    stored = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+        5: upright.swapaxes(0, 1), 6: np.rot90(upright, 1), 7: upright.swapaxes(0, 1)[::-1, ::-1],
+        8: np.rot90(upright, -1),
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in ("a.png", "a.tiff"):
+        Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / name, exif=exif)
+    for file in sorted(tmp_path.iterdir()):
+        assert np.array_equal(np.asarray(images.read(file)), upright), file
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0, 257, 65535]], np.uint16), [0, 1, 255]),
+        (np.array([[0, 4095, 32896]], np.uint16), [0, 16, 128]),
+        (np.array([[0, 257, 65535]], np.int32), [0, 1, 255]),
+        (np.array([[-100, 0, 100]], np.int32), [0, 128, 255]),
+        (np.array([[0.0, 0.2, 1.0]], np.float32), [0, 51, 255]),
+        (np.array([[0.0, 51.0, 200.0]], np.float32), [0, 51, 200]),
+        (np.array([[-1.0, 0.0, 4.0]], np.float32), [0, 51, 255]),
+        (np.array([[-3.0, -3.0]], np.float32), [0, 0]),
+    ],
+)
+def test_values_of_16_and_32_bits_have_their_range(tmp_path, values, expected):
+    Image.fromarray(values).save(tmp_path / "a.tiff")
+    if values.dtype == np.uint16:
+        Image.fromarray(values).save(tmp_path / "a.png")
+    for file in sorted(tmp_path.iterdir()):
+        grey = np.asarray(images.read(file))
+        assert (grey[..., :1] == grey).all() and grey[0, :, 0].tolist() == expected, file
+
+
+def test_values_that_are_no_numbers_are_named(tmp_path):
+    Image.fromarray(np.full((2, 2), np.nan, np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(ValueError, match="NaN"):
+        images.read(tmp_path / "a.tiff")
+
+
+def test_what_is_transparent_is_white(tmp_path):
+    clear = Image.fromarray(np.array([[[9, 9, 9, 0], [255, 0, 0, 255]]], np.uint8))
+    clear.save(tmp_path / "rgba.png")
+    clear.save(tmp_path / "rgba.webp", lossless=True)
+    clear.convert("LA").save(tmp_path / "la.png")
+    palette = Image.fromarray(np.array([[0, 1]], np.uint8), mode="P")
+    palette.putpalette([9, 9, 9, 255, 0, 0])
+    palette.save(tmp_path / "palette.png", transparency=0)
+    palette.save(tmp_path / "palette.gif", transparency=0)
+    palette.convert("RGB").save(tmp_path / "key.png", transparency=(9, 9, 9))
+    for file in sorted(tmp_path.iterdir()):
+        there = images.read(file)
+        assert there.getpixel((0, 0)) == (255, 255, 255), file
+        assert there.getpixel((1, 0)) == ((76,) * 3 if "la" == file.stem else (255, 0, 0)), file
+
+
+def test_every_suffix_that_pillow_reads_counts(tmp_path):
+    ends = [".jpe", ".jfif", ".JPG", ".jp2", ".ppm", ".tga", ".dib", ".ico", ".apng"]
+    ends += [".avif"] if features.check("avif") else []
+    for end in ends:
+        Image.new("RGB", (16, 16), "red").save(tmp_path / f"a{end}")
+    assert {path[1:] for path in load_pictures(str(tmp_path)).paths} == set(ends)
+
+
+def test_links_are_followed_and_what_is_hidden_is_not(tmp_path):
+    for name in ("far/b.png", "here/.ipynb_checkpoints/c.png", "here/._d.png", "here/e.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    (tmp_path / "here/junco").symlink_to(tmp_path / "far")
+    (tmp_path / "far/round").symlink_to(tmp_path / "far")  # back into where one is
+    (tmp_path / "here/gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.warns(UserWarning, match=r"left out 1: gone\.png \(No such file"):
+        pictures = load_pictures(str(tmp_path / "here"))
+    assert dict(zip(pictures.paths, pictures.labels, strict=True)) == {
+        "e.png": None, "junco/b.png": 13,
+    }  # fmt: skip
+
+
+def test_all_that_is_left_out_is_named_in_one_warning(picture_folder, monkeypatch):
+    (picture_folder / "e.png").write_bytes(b"")
+    for n in range(12):
+        (picture_folder / f"f{n:02}.txt").write_text("text")
+    (picture_folder / "shut").mkdir()
+    scandir = os.scandir
+
+    def guarded(path):
+        if os.fspath(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.warns(UserWarning) as said:
+        load_pictures(str(picture_folder))
+    (text,) = {str(warning.message) for warning in said}
+    assert "left out 14: " in text and "; and 4 more" in text
+    assert "shut/ (Permission denied)" in text and "e.png (no picture" in text
+    assert "f00.txt (no suffix of a picture)" in text
+    assert "called as these folders: other (pictures: 1)" in text
+
+
+def test_class_folders_match_with_spaces_or_underscores(tmp_path):
+    for name in ("tiger_beetle/a.png", "sea lion/b.png", "HOG/c.png", "crane/d.png"):
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    ours = ("tiger_beetle", "sea_lion", "hog", "Hog")
+    with pytest.warns(UserWarning, match=r"HOG \(pictures: 1\); crane \(pictures: 1\)"):
+        pictures = load_pictures(str(tmp_path), classes=ours)
+    assert pictures.labels == (None, None, 1, 0)  # in the order HOG, crane, sea lion, tiger_beetle
+    assert load_pictures(str(tmp_path), classes=("crane", *ours[:3])).labels == (3, 0, 2, 1)
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return Network(resnet18(), device="cpu", input_size=(32, 32))
+
+
+@pytest.fixture
+def flat(tmp_path, network, monkeypatch):
+    """A folder of ten photographs without classes."""
+    monkeypatch.setenv("GIG_ARTIFACTS", str(tmp_path / "artifacts"))
+    generator = np.random.default_rng(0)
+    for n in range(10):
+        pixels = generator.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / f"flat/{n}.png")
+    return load_pictures(str(tmp_path / "flat"), preprocessing=Preprocessing(32, 32))
+
+
+def test_predictions_stand_in_where_there_are_no_classes(flat, network):
+    said = network.logits(flat[:]).argmax(dim=1).tolist()
+    stood = flat.labelled(network)
+    assert stood.labels == tuple(said) and stood.paths == flat.paths
+    assert "the network's own predictions in place of classes" in repr(stood)
+    assert stood.subset([0]).stand_in and flat.joined(stood).stand_in and not flat.stand_in
+    assert stood.labelled(network) == stood
+    # What the chapters follow and evaluate is there, as it is where pictures have classes.
+    pfvs = sample(network, stood, Profile(blocks=("layer4.1",), per_image=1))
+    assert pfvs.right() == [*range(10)] and pfvs.wrong() == []
+    assert len(evaluated(pfvs, 4)) == 4
+
+
+@pytest.mark.parametrize(("recognised", "stands_in"), [(4, False), (3, True)])
+def test_labels_stay_where_enough_photographs_are_recognised(flat, network, recognised, stands_in):
+    said = network.logits(flat[:]).argmax(dim=1).tolist()
+    labels = tuple((c + (n < 10 - recognised)) % 1000 for n, c in enumerate(said))
+    given = replace(flat, labels=labels)
+    made = given.labelled(network)
+    assert made.stand_in is stands_in
+    assert made.labels == (tuple(said) if stands_in else labels)
+
+
+def test_too_few_photographs_are_refused(flat, network):
+    with pytest.raises(ValueError, match="flat has 7 photographs: the chapters need 8 or more"):
+        flat.subset(range(7)).labelled(network)
 
 
 def test_bad_folders_are_refused(tmp_path, monkeypatch):
@@ -108,7 +290,7 @@ def test_bad_folders_are_refused(tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("text")
     with pytest.raises(ValueError, match="no picture in"):
         load_pictures(str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="no folder imagenet-val: GIG_IMAGES must name"):
+    with pytest.raises(FileNotFoundError, match=r"no folder /.*imagenet-val: GIG_IMAGES must name"):
         load_pictures(profiles.get("paper").pictures)
 
 

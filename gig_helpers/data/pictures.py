@@ -1,6 +1,8 @@
 """Sets of pictures, each a view of a photograph with, where known, its class."""
 
 import hashlib
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -11,16 +13,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 import torchvision
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from . import artifacts
+from . import artifacts, images
 from .weights import AssetUnavailable, Preprocessing, cache_folder, fetching
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-
 
 Change: TypeAlias = Callable[[Image.Image], Image.Image]
 
@@ -54,6 +53,8 @@ class Pictures(Dataset):
         Names that the labels count in.
     changes
         What each view goes through in turn before it is seen; see :meth:`changed`.
+    stand_in
+        Whether the labels are what the network says, in place of the truth; see :meth:`labelled`.
 
     Examples
     --------
@@ -74,6 +75,7 @@ class Pictures(Dataset):
     preprocessing: Preprocessing = Preprocessing()
     classes: tuple[str, ...] = ()
     changes: tuple[tuple[Change, ...], ...] = ()
+    stand_in: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
@@ -81,7 +83,8 @@ class Pictures(Dataset):
     def __repr__(self) -> str:
         photographs = len(set(self.files))
         views = "" if photographs == len(self) else f" ({len(self)} views)"
-        return f"{self.name}: {photographs} photographs{views}"
+        labels = ", the network's own predictions in place of classes" if self.stand_in else ""
+        return f"{self.name}: {photographs} photographs{views}{labels}"
 
     def __getitem__(self, index: int | Sequence[int] | slice | Tensor) -> Tensor:
         chosen = np.arange(len(self))[index]
@@ -95,15 +98,16 @@ class Pictures(Dataset):
     def image(self, index: int) -> Image.Image:
         """View number ``index`` as an RGB PIL image, resized and cropped, by default 224 × 224.
 
+        How files are read, :func:`gig_helpers.data.images.read` says.
+
         Raises
         ------
         UnreadablePicture
             If the file is missing, empty, broken or no picture.
         """
         try:
-            with Image.open(self.files[index]) as opened:
-                image = opened.convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            image = images.read(self.files[index])
+        except ValueError as error:
             raise UnreadablePicture(f"{self.paths[index]}: {error}") from error
         corners = zip(self.boxes[index], 2 * image.size, strict=True)
         image = image.crop([round(share * length) for share, length in corners])  # type: ignore[arg-type]
@@ -118,18 +122,20 @@ class Pictures(Dataset):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of every file's relative path, size and view, and of its own preprocessing.
+        """Hash of every file's relative path, content and view, and of its own preprocessing.
 
         Changes are known by what they make of noise.
         """
-        sizes = [file.stat().st_size if file.exists() else -1 for file in self.files]
+        contents = [images.content(file)[0] for file in self.files]
         own: list[Any] = [] if self.preprocessing == Preprocessing() else [self.preprocessing]
         size = self.preprocessing.size
         noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
         seen = {each: _after(each, Image.fromarray(noise)).tobytes() for each in {*self.changes}}
         known = {each: hashlib.sha256(content).hexdigest() for each, content in seen.items()}
         own += [known[each] for each in self.changes]
-        return artifacts.key("pictures", [*zip(self.paths, sizes, self.boxes, strict=True), *own])
+        return artifacts.key(
+            "pictures", [*zip(self.paths, contents, self.boxes, strict=True), *own]
+        )
 
     def changed(self, change: Change) -> "Pictures":
         """The same views, each after a change of its image: twins that differ in one thing.
@@ -167,13 +173,70 @@ class Pictures(Dataset):
             raise ValueError("pictures for two networks: load both for the same one")
         names = ("files", "paths", "labels", "boxes")
         every: dict[str, Any] = {n: getattr(self, n) + getattr(other, n) for n in names}
-        return replace(self, **every, changes=self._changes + other._changes)
+        stand_in = self.stand_in or other.stand_in
+        return replace(self, **every, changes=self._changes + other._changes, stand_in=stand_in)
 
     def subset(self, indices: list[int] | range) -> "Pictures":
         """The pictures with these indices, in this order."""
         names = ("files", "paths", "labels", "boxes", *(["changes"] if self.changes else []))
         some: dict = {n: tuple(getattr(self, n)[i] for i in indices) for n in names}
         return replace(self, **some)
+
+    def labelled(self, network: Any) -> "Pictures":
+        """These pictures, or, where their classes are of no use, with what a network says as such.
+
+        The book's chapters follow photographs that the network recognises. Where it recognises
+        fewer than four by their label, because they have none or others than the network knows,
+        every label is its own prediction: ``stand_in`` is true, and the name says so.
+
+        Parameters
+        ----------
+        network
+            Whose predictions stand in.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer photographs than a chapter can hold some out of.
+
+        Examples
+        --------
+        >>> from torchvision.models import resnet18
+        >>> from gig_helpers import Network
+        >>> network = Network(resnet18(), device="cpu")
+        >>> load_pictures("sample").subset(range(0, 40, 5)).labelled(network)
+        sample: 8 photographs, the network's own predictions in place of classes
+        """
+        if (count := len(set(self.files))) < _FEWEST:
+            raise ValueError(
+                f"{self.name} has {count} photographs: the chapters need {_FEWEST} or more"
+            )
+        if _recognised(network, self) >= _RECOGNISED:
+            return self
+        said = _predictions(network, self)["predictions"].tolist()
+        return replace(self, labels=tuple(said), stand_in=True)
+
+
+_FEWEST, _RECOGNISED = 8, 4
+"""Photographs that a chapter needs, and how many of them the network must recognise."""
+
+
+def _recognised(network: Any, pictures: Pictures) -> int:
+    """How many photographs the network recognises by their label, up to what is needed."""
+    right: set[Path] = set()
+    for i, label in enumerate(pictures.labels):
+        if label is not None and network.logits(pictures[[i]]).argmax() == label:
+            right.add(pictures.files[i])
+        if len(right) == _RECOGNISED:
+            break
+    return len(right)
+
+
+@artifacts.cached("predictions")
+def _predictions(network: Any, pictures: Pictures) -> dict[str, Tensor]:
+    every = range(len(pictures))
+    said = [network.logits(pictures[every[i : i + 8]]).argmax(dim=1) for i in every[::8]]
+    return {"predictions": torch.cat(said)}
 
 
 def _after(changes: Sequence[Change], image: Image.Image) -> Image.Image:
@@ -183,7 +246,7 @@ def _after(changes: Sequence[Change], image: Image.Image) -> Image.Image:
 
 
 def load_pictures(
-    spec: str = "sample", network: Any = None, *,
+    spec: str | Path = "sample", network: Any = None, *,
     preprocessing: Preprocessing | None = None, classes: Sequence[str] | None = None,
 ) -> Pictures:  # fmt: skip
     """Return a set of pictures.
@@ -194,9 +257,10 @@ def load_pictures(
         One of :data:`SOURCES`: ``"sample"``, the 20 ImageNet photographs inside foolbox, five
         views each (the whole and four quarters), and six photographs without a class from
         scikit-image and scikit-learn; ``"imagenette"``, the validation part of Imagenette,
-        downloaded by torchvision. Anything else: a folder, searched with its sub-folders. A picture
-        gets the class of its nearest parent folder that is named like an ImageNet class
-        (``n01534433`` or ``junco``).
+        downloaded by torchvision. Anything else: a folder, ``~`` being the reader's own, searched
+        with its sub-folders for what Pillow reads. A picture gets the class of its nearest parent
+        folder that is named like an ImageNet class (``n01534433`` or ``junco``), with spaces or
+        underscores.
     network
         Whose preprocessing and classes they get; by default as for a ResNet with ImageNet's
         classes. With other classes, the sub-folders are named like these.
@@ -221,17 +285,21 @@ def load_pictures(
     >>> load_pictures("sample", small)[[0, 5]].shape
     torch.Size([2, 3, 32, 32])
     """
-    folder = Path(spec).expanduser()
-    pictures = SOURCES[spec]() if spec in SOURCES else _folder(folder, folder.absolute().name)
-    labels = pictures.labels
     if network is not None:
         preprocessing, classes = preprocessing or network.preprocessing, classes or network.classes
     names = class_names() if classes is None else tuple(classes)
-    if names != class_names():
-        index = {name.lower(): n for n, name in enumerate(names)}
-        labels = tuple(_label(path, folder.absolute().name, index) for path in pictures.paths)
-    ready = preprocessing or Preprocessing()
-    return replace(pictures, labels=labels, preprocessing=ready, classes=names)
+    if (spec := str(spec)) not in SOURCES:
+        folder = Path(spec).expanduser()
+        name = folder.absolute().name
+        index = _class_index() if names == class_names() else _by_name(names)
+        pictures = _folder(folder, str(folder) if name in SOURCES else name, index)
+    else:
+        pictures = SOURCES[spec]()
+        if names != class_names():
+            index = _by_name(names)
+            labels = tuple(_label(path, spec, index) for path in pictures.paths)
+            pictures = replace(pictures, labels=labels)
+    return replace(pictures, preprocessing=preprocessing or Preprocessing(), classes=names)
 
 
 def _sample() -> Pictures:
@@ -263,21 +331,38 @@ def _imagenette() -> Pictures:
     root = cache_folder() / "imagenette"
     with fetching("Imagenette", ", or set GIG_IMAGES to a folder of pictures"):
         torchvision.datasets.Imagenette(root, split="val", size="320px", download=True)
-    return _folder(root / "imagenette2-320" / "val", "imagenette")
+    return _folder(root / "imagenette2-320" / "val", "imagenette", _class_index())
 
 
-def _folder(root: Path, name: str) -> Pictures:
+def _folder(root: Path, name: str, index: Mapping[str, int]) -> Pictures:
     if not root.is_dir():
-        raise FileNotFoundError(f"no folder {root}: GIG_IMAGES must name a folder of pictures")
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES)
+        raise FileNotFoundError(
+            f"no folder {root.absolute()}: GIG_IMAGES must name a folder of pictures"
+        )
+    files, left_out = images.found(root)
+    said = [f"left out {len(left_out)}: {_some(left_out)}"] if left_out else []
     if not files:
+        ends = ", ".join(sorted(images.suffixes()))
         raise ValueError(
-            f"no picture in {root}: looked there and below for {', '.join(sorted(_SUFFIXES))}"
+            ". ".join([f"no picture in {root}: looked there and below for {ends}", *said])
         )
     paths = tuple(file.relative_to(root).as_posix() for file in files)
-    index = _class_index()
     labels = tuple(_label(path, root.absolute().name, index) for path in paths)
+    unknown = Counter(
+        PurePosixPath(path).parent.as_posix()
+        for path, label in zip(paths, labels, strict=True) if label is None and "/" in path
+    )  # fmt: skip
+    if unknown:
+        without = {folder: f"pictures: {count}" for folder, count in unknown.items()}
+        said.append(f"no class, or more than one, is called as these folders: {_some(without)}")
+    if said:
+        warnings.warn(f"{root}: {'. '.join(said)}", stacklevel=3)
     return Pictures(name, tuple(files), paths, labels, ((0.0, 0.0, 1.0, 1.0),) * len(files))
+
+
+def _some(named: Mapping[str, str], most: int = 10) -> str:
+    more = f"; and {len(named) - most} more" if len(named) > most else ""
+    return "; ".join(f"{name} ({why})" for name, why in [*named.items()][:most]) + more
 
 
 SOURCES: dict[str, Callable[[], Pictures]] = {"sample": _sample, "imagenette": _imagenette}
@@ -286,17 +371,28 @@ SOURCES: dict[str, Callable[[], Pictures]] = {"sample": _sample, "imagenette": _
 
 def _label(path: str, root: str, classes: Mapping[str, int]) -> int | None:
     parents = [*PurePosixPath(path).parts[-2::-1], root]
-    labels = (classes.get(parent.lower().replace("_", " ")) for parent in parents)
+    labels = (classes.get(_plain(parent)) for parent in parents)
     return next((label for label in labels if label is not None), None)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", " ")
+
+
+def _by_name(names: Sequence[str]) -> dict[str, int]:
+    """Numbers of classes by plain name; a name that several classes share is none's."""
+    plain = [_plain(name) for name in names]
+    shared = {name for name, count in Counter(plain).items() if count > 1}
+    return {name: number for number, name in enumerate(plain) if name not in shared}
 
 
 @cache
 def _class_index() -> dict[str, int]:
     from timm.data import ImageNetInfo  # a second of importing, for folders of pictures alone
 
-    by_name = {name.lower(): index for index, name in enumerate(class_names())}
     info = ImageNetInfo()
-    return by_name | {info.index_to_label_name(i): i for i in range(info.num_classes())}
+    numbers = {info.index_to_label_name(i): i for i in range(info.num_classes())}
+    return _by_name(class_names()) | numbers
 
 
 @cache

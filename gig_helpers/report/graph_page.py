@@ -178,6 +178,11 @@ def save_html(shown: Illustrated, path: str | Path) -> None:
     The file holds plotly, the pictures and what makes the graph explorable, and opens in any
     browser without internet. It is written atomically.
 
+    Raises
+    ------
+    TypeError
+        If it is given a graph alone, without its pictures.
+
     Examples
     --------
     >>> from tempfile import TemporaryDirectory
@@ -189,6 +194,8 @@ def save_html(shown: Illustrated, path: str | Path) -> None:
     >>> "exploreGraph" in text, "<title>Concept graph: junco</title>" in text
     (True, True)
     """
+    if not isinstance(shown, Illustrated):
+        raise TypeError("save_html draws a graph with its pictures: illustrate(graph, d, pfvs)")
     script = Path(__file__).with_name("explore_graph.js").read_text(encoding="utf-8")
     script += "\nexploreGraph(document.getElementById('{plot_id}'));"
     figure = interactive_graph(shown).to_html(

@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 import torch
 
-from ..data.pictures import Pictures
+from ..data.pictures import SOURCES, Pictures
 from ..data.profiles import Profile
 from ..network import Network
 
@@ -35,3 +35,35 @@ def provenance(profile: Profile, network: Network, pictures: Pictures) -> str:
         f"profile {profile.name}, seed {profile.seed} · {device} · "
         f"python {platform.python_version()}, {versions}"
     )
+
+
+def expect(holds: object, words: str, pictures: Pictures) -> None:
+    """Hold the book to what its text says of its own pictures; of others, say where it is not so.
+
+    For evidence alone, which depends on the pictures: an equation is asserted whatever they are.
+
+    Parameters
+    ----------
+    holds
+        Whether it is so.
+    words
+        What is claimed, as a clause.
+
+    Raises
+    ------
+    AssertionError
+        If it is not so with the pictures that the book is written from.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> from gig_helpers import load_pictures
+    >>> pictures = load_pictures("sample")
+    >>> expect(2 > 1, "two is more than one", pictures)
+    >>> expect(1 > 2, "one is more than two", replace(pictures, name="mine"))
+    Not with these pictures: one is more than two.
+    """
+    if not holds and pictures.name in SOURCES:
+        raise AssertionError(words)
+    if not holds:
+        print(f"Not with these pictures: {words}.")
