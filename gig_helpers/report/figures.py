@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from IPython.core.pylabtools import print_figure
 from IPython.display import HTML
 from matplotlib.axes import Axes
@@ -14,13 +15,14 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
+from pandas.io.formats.style import Styler
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from ..curves import Curves
 from .examples import Example
-from .statistics import Interval
+from .statistics import Comparison, Interval
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which colour-blind readers can tell apart."""
@@ -296,6 +298,34 @@ def heat_map(
     axes.set_xticks(range(len(columns)), columns, rotation=35, ha="right")
     axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(length=0)
+
+
+_TINTS = {
+    "better": "background-color: #b7dcf0; color: black",
+    "worse": "background-color: #f6c7a6; color: black",
+}
+
+
+def verdicts(tests: Mapping[str, Mapping[str, Comparison]]) -> Styler:
+    """Paired differences as a table, a row of each rival, a column of each block.
+
+    Blue: better; orange: worse; in brackets: not decided; –: not compared.
+
+    Examples
+    --------
+    >>> won, open_ = Comparison(0.5, 0.1, 0.9, 0.02), Comparison(-0.5, -1.1, 0.1, 0.2)
+    >>> rivals = {"SAE": {"layer3.5": won, "layer4.2": open_}, "k-means": {"layer3.5": won}}
+    >>> table = verdicts(rivals)
+    >>> table.data.to_numpy().tolist(), table.to_html().count("#b7dcf0")
+    ([['+0.500', '(-0.500)'], ['+0.500', nan]], 1)
+    """
+    frame = pd.DataFrame(tests).T
+    shown = frame.map(
+        lambda test: f"{test.mean:+.3f}" if test.verdict in _TINTS else f"({test.mean:+.3f})",
+        na_action="ignore",
+    )
+    looks = frame.map(lambda test: _TINTS.get(test.verdict, ""), na_action="ignore").fillna("")
+    return shown.style.apply(lambda _: looks, axis=None).format(na_rep="–")
 
 
 _TURN = (
