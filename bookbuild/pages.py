@@ -82,7 +82,7 @@ def _build(executed: list[Path], wanted: str) -> None:
 
 def _book_files() -> list[Path]:
     """Everything in ``book/`` that a page may show, but for the notebooks."""
-    kinds = ("*.md", "*.bib", "_static/*", "images/*")
+    kinds = ("*.md", "api/*.md", "*.bib", "_static/*", "images/*")
     return [path for kind in kinds for path in BOOK.glob(kind)]
 
 
