@@ -13,8 +13,9 @@ MODULE = ROOT / "gig_helpers"
 def contents() -> list[str]:
     """The pages of _toc.yml in reading order, as paths from the root without an ending."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    parts = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
-    return [toc["root"], *parts]
+    top = [page for part in toc["parts"] for page in part["chapters"]]
+    pages = [page["file"] for first in top for page in (first, *first.get("sections", ()))]
+    return [toc["root"], *pages]
 
 
 def chapters() -> list[Path]:

@@ -1,19 +1,25 @@
 """Builds the pages from the executed chapters: ``python -m bookbuild.pages``.
 
 Jupyter Book reads ``_build/source``: the pages of ``book/``, the executed copies in place of the
-notebooks, the first page's figures out of chapter 7, a provenance page, the verdicts' table, and in
-``_web`` the JavaScript that would otherwise come from a CDN.
+notebooks, the first page's figures out of the chapters, a provenance page, tables of costs and
+verdicts, and in ``_web`` the JavaScript that would otherwise come from a CDN.
 """
 
 import base64
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
+from PIL import Image, ImageOps
+
+from gig_helpers.data import artifacts
 
 from . import BOOK, BUILD, MODULE, ROOT, chapters, verdicts
 from .execute import ALL, EXECUTED, costs, digest, execute
@@ -37,6 +43,11 @@ FIRST_PAGE = [
     ("graph", "07_concept_graph", "fig-graph-picture"),
 ]
 """Figures that the first page shows with their answers: its own name, chapter, the figure's."""
+
+MOVING = ("moving", "10_shortcut", "fig-shortcut-moving")
+"""A slider's frames, which the first page shows one after another, and its answer."""
+FRAME_MS, ROUNDS = 1500, 5
+"""How long a frame stays, the last one twice as long, and how often they come round."""
 
 SCRIPTS = [ROOT / "bookbuild" / "plotly_figure.js", MODULE / "report" / "explore_graph.js"]
 """Our own scripts, which draw the interactive figures."""
@@ -82,7 +93,7 @@ def _build(executed: list[Path], wanted: str) -> None:
 
 def _book_files() -> list[Path]:
     """Everything in ``book/`` that a page may show, but for the notebooks."""
-    kinds = ("*.md", "*.bib", "_static/*", "images/*")
+    kinds = ("*.md", "api/*.md", "*.bib", "_static/*", "images/*")
     return [path for kind in kinds for path in BOOK.glob(kind)]
 
 
@@ -97,28 +108,45 @@ def _stage(executed: list[Path]) -> None:
         text = text.replace('<table id=\\"T_', '<table class=\\"dataframe\\" id=\\"T_')
         (SOURCE / "book" / path.name).write_text(text, encoding="utf-8")
     (SOURCE / "book" / "provenance.md").write_text(_provenance(), encoding="utf-8")
-    (SOURCE / "book" / "verdicts.md").write_text(verdicts.page(), encoding="utf-8")
-    for name, chapter, figure in FIRST_PAGE:
-        picture, answer = _shown(SOURCE / "book" / f"{chapter}.ipynb", figure)
-        (SOURCE / "book" / "images" / f"{name}.png").write_bytes(picture)
+    (SOURCE / "book" / "costs.md").write_text(_takes(), encoding="utf-8")
+    counted, _, listed = verdicts.page().partition("\n\n")
+    (SOURCE / "book" / "verdict_counts.md").write_text(counted + "\n", encoding="utf-8")
+    (SOURCE / "book" / "verdicts.md").write_text(listed, encoding="utf-8")
+    for name, chapter, figure in (*FIRST_PAGE, MOVING):
+        shown, answer = _shown(SOURCE / "book" / f"{chapter}.ipynb", figure)
         (SOURCE / "book" / f"{name}.md").write_text(answer, encoding="utf-8")
+        if "image/png" in shown:
+            picture = base64.b64decode("".join(shown["image/png"]))
+            (SOURCE / "book" / "images" / f"{name}.png").write_bytes(picture)
+        else:
+            _move("".join(shown["text/html"]), SOURCE / "book" / "_static")
     shutil.copy(ROOT / "_config.yml", SOURCE)
     shutil.copy(ROOT / "_toc.yml", SOURCE)
     if (BOOK / "_static").exists():  # Sphinx reads it beside the configuration
         shutil.move(SOURCE / "book" / "_static", SOURCE / "_static")
 
 
-def _shown(chapter: Path, figure: str) -> tuple[bytes, str]:
+def _shown(chapter: Path, figure: str) -> tuple[dict[str, Any], str]:
     """A figure of an executed chapter, and the answer under it: the first page shows them."""
     cells = json.loads(chapter.read_text(encoding="utf-8"))["cells"]
     names = [cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") for cell in cells]
     start = names.index(figure)
-    shown = [out["data"] for cell in cells[start : start + 2] for out in cell["outputs"]]
-    picture, answer = (
-        "".join(data[kind])
-        for data, kind in zip(shown, ("image/png", "text/markdown"), strict=True)
-    )
-    return base64.b64decode(picture), answer
+    shown, answer = (out["data"] for cell in cells[start : start + 2] for out in cell["outputs"])
+    return shown, "".join(answer["text/markdown"])
+
+
+def _move(slider: str, folder: Path) -> None:
+    """A slider's frames as a moving picture; the first and the last one for who wants none."""
+    sources = re.findall(r'src="data:image/webp;base64,([^"]+)"', slider)
+    read = [Image.open(io.BytesIO(base64.b64decode(source))).convert("RGB") for source in sources]
+    first, *others = (ImageOps.pad(frame, read[0].size, color="white") for frame in read)
+    lasts = [FRAME_MS] * len(others) + [2 * FRAME_MS]
+    options: dict[str, Any] = {"append_images": others, "duration": lasts, "loop": ROUNDS}
+    first.save(folder / "moving.webp", save_all=True, **options)
+    still = Image.new("RGB", (2 * first.width, first.height))
+    still.paste(first)
+    still.paste(others[-1], (first.width, 0))
+    still.save(folder / "still.webp")
 
 
 def _vendor(folder: Path) -> None:
@@ -132,6 +160,34 @@ def _vendor(folder: Path) -> None:
                 shutil.copy(source, folder / part)
     for script in SCRIPTS:
         shutil.copy(script, folder)
+
+
+def _takes() -> str:
+    """What takes how long, as a table: these chapters, and the stages of a larger run."""
+    scale = artifacts.recorded("scale")
+    rows = [row for row in scale["rows"] if row["pictures"] == scale["pictures"]]
+    blocks = len({row["block"] for row in rows if row["stage"] == "clustering"})
+    stages = {
+        "sampling": f"to draw vectors from {scale['pictures']:,} photographs, {blocks} blocks",
+        "clustering": "to cluster them",
+        "penalty": "to choose how sparse codes are",
+        "graph of a picture": "the graph of one more picture, with all of these concepts",
+    }
+    took = {name: sum(r["seconds"] for r in rows if r["stage"] == name) for name in stages}
+    each = costs()
+    whole, slowest = each.pop(ALL), max(each, key=lambda name: each[name][0])
+    lines = [
+        "| what | takes |",
+        "|---|---:|",
+        f"| all {len(each)} chapters of these pages | {_time(whole[0])} |",
+        f"| the longest of them, {{doc}}`{slowest}` | {_time(each[slowest][0])} |",
+    ]
+    lines += [f"| {words} | {_time(took[stage])} |" for stage, words in stages.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def _provenance() -> str:

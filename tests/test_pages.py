@@ -1,13 +1,16 @@
 """The built book in a browser without internet: every page as a reader sees it."""
 
+import re
 from contextlib import suppress
+from copy import copy
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, Tag
+from PIL import Image
 from playwright.sync_api import Error
 
 from bookbuild import ROOT, chapters, contents
@@ -52,6 +55,39 @@ CUT = """() => {
 }"""
 """Code, output, tables and formulas that reach beyond their frame. A phone scrolls them."""
 
+CLIPPED = """() => {
+    const scrolls = (e) => e && e.tagName !== "ARTICLE"
+        && (/auto|scroll/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+    const right = document.documentElement.clientWidth + 1;
+    return [...document.querySelectorAll("article :is(pre, table, mjx-math, img)")]
+        .filter((e) => e.checkVisibility() && e.getBoundingClientRect().right > right)
+        .filter((e) => !scrolls(e)).map((e) => e.outerHTML.slice(0, 120));
+}"""
+"""What runs off the screen where nothing scrolls it back."""
+
+CODE_SHARE, SHARE = (
+    0.42,
+    """() => {
+    const tall = (e) => e.getBoundingClientRect().height;
+    const code = [...document.querySelectorAll("article .cell_input")];
+    const seen = code.filter((e) => e.checkVisibility({contentVisibilityAuto: true}));
+    return seen.reduce((sum, e) => sum + tall(e), 0) / tall(document.querySelector("article"));
+}""",
+)
+"""Of a chapter's height what may be code, folded as shipped, and what is; the first is to fall."""
+
+SHRUNK, SMALLEST = (
+    0.7,
+    """() => Math.min(1, ...[...document.querySelectorAll("article figure img")]
+    .filter((e) => e.checkVisibility() && !e.src.endsWith("svg"))
+    .map((e) => e.getBoundingClientRect().width / e.naturalWidth))""",
+)
+"""How far a phone may shrink a figure, and does: small text, 8.3 points at 110 to the inch, still
+has 9 pixels."""
+
+THINGS = "atoms blocks classes concepts families latents PFVs photographs pictures views".split()
+"""What there is no half of."""
+
 
 @pytest.fixture(scope="module")
 def html() -> Path:
@@ -83,6 +119,14 @@ def _soup(path: Path) -> BeautifulSoup:
     return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
 
 
+def _prose(path: Path) -> Tag:
+    """What a page says, without code and formulas."""
+    article = copy(_soup(path).find("article"))
+    for part in article.select("pre, code, script, style, .math"):
+        part.decompose()
+    return article
+
+
 def _local(url: str) -> bool:
     return urlsplit(url).scheme in {"file", "data", "blob"}
 
@@ -106,7 +150,8 @@ def test_page_is_whole_without_internet(opened, screen):
     assert not troubles
     assert not page.evaluate(EMPTY)
     assert page_width <= SCREENS[screen][0] + 1, "wider than the screen"  # 1 for rounding
-    assert screen.startswith("phone") or not page.evaluate(CUT)
+    assert not page.evaluate(CLIPPED if screen.startswith("phone") else CUT)
+    assert screen != "phone, light" or page.evaluate(SMALLEST) >= SHRUNK
 
 
 # Contrast depends on the theme, nothing that axe looks at on the width.
@@ -187,6 +232,55 @@ def test_the_graph_can_be_explored(html, browser):
     assert 0 < page.evaluate(drawn)[0] < every
     page.context.close()
     assert not troubles
+
+
+@pytest.mark.parametrize("chapter", chapters(), ids=lambda path: path.stem)
+def test_a_chapter_is_not_mostly_code(html, browser, chapter):
+    page, _ = _open(browser, (html / f"book/{chapter.stem}.html").as_uri(), "desktop, light")
+    assert page.evaluate(SHARE) <= CODE_SHARE
+    page.context.close()
+
+
+def test_the_moving_picture_stands_still_for_who_asks(html, browser):
+    page, _ = _open(browser, (html / "book/intro.html").as_uri(), "desktop, light")
+    source = "() => document.querySelector('.moving img').currentSrc"
+    moving = page.evaluate(source)
+    page.emulate_media(reduced_motion="reduce")
+    page.wait_for_function(f"(moving) => ({source})() !== moving", arg=moving, timeout=10_000)
+    frames = [
+        getattr(Image.open(Path(unquote(urlsplit(url).path))), "n_frames", 1)
+        for url in (moving, page.evaluate(source))
+    ]
+    assert frames[0] >= 3 and frames[1] == 1
+    page.context.close()
+
+
+def test_formulas_and_references_are_rendered(html):
+    raw = re.compile(r"\$[^$\n]{1,80}\$|\{(?:numref|doc|eq|term|cite|py:\w+)\}")
+    found = {name: raw.findall(_prose(html / f"{name}.html").get_text(" ")) for name in contents()}
+    assert not {name: some for name, some in found.items() if some}
+
+
+def test_things_are_counted_in_whole_numbers(html):
+    """Neither "83.00 concepts" in a sentence, nor 83.00 in a table's row or column of concepts."""
+    broken = re.compile(rf"\d+\.\d+ (?:{'|'.join(THINGS)})\b")
+    found = []
+    for name in contents():
+        article = _prose(html / f"{name}.html")
+        found += broken.findall(article.get_text(" "))
+        for row in article.select("tbody tr"):
+            columns = [
+                head.get_text(strip=True)
+                for head in row.find_parent("table").select("thead tr:last-child th")
+            ]
+            cells = [cell.get_text(strip=True) for cell in row.find_all(["th", "td"])]
+            of_row = row.th is not None and row.th.get_text(strip=True) in THINGS
+            found += [
+                f"{name}: {head} {cell}"
+                for head, cell in zip(columns[-len(cells) :], cells, strict=False)
+                if (of_row or head in THINGS) and re.fullmatch(r"-?\d+\.\d+", cell)
+            ]
+    assert not found
 
 
 def test_internal_links_lead_somewhere(html):

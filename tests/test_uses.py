@@ -13,7 +13,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from bookbuild import ROOT
 from gig_helpers import METHODS, attribute
 
-README, HOW_TO = "README.md", "book/howto.md"
+README, HOW_TO, FIRST_PAGE = "README.md", "book/howto.md", "book/intro.md"
 MOST = {"as a graph": 7, "rests on": 2, "wrong": 3, "in common": 3, "of your own": 3}
 """Lines that each use may take, but for imports and what the uses before it have made."""
 WIDTH = 84
@@ -84,6 +84,13 @@ def test_uses_are_short():
 def test_the_readme_has_the_same():
     assert [*uses(README).values()] == [*uses(HOW_TO).values()]
     assert "from gig_helpers import *" in code_of(README)
+
+
+def test_the_first_page_begins_with_the_first_of_them():
+    text = (ROOT / FIRST_PAGE).read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    first, *_ = uses(HOW_TO).values()
+    assert [line for line in code.splitlines() if line and "import" not in line] == first
 
 
 def test_a_graph_with_crops(results):

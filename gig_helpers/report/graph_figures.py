@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
@@ -18,8 +19,11 @@ from matplotlib.patheffects import withStroke
 from .examples import Illustrated
 from .figures import portrait
 
-EDGES = plt.get_cmap("plasma_r")
-"""Edge colours of a graph: yellow (weak) over purple to navy (strong), as in Figure 1.
+EDGES = LinearSegmentedColormap.from_list(
+    "edges", plt.get_cmap("plasma_r")(np.linspace(0.22, 0.9, 64))
+)
+"""Edge colours of a graph: orange (weak) over purple to indigo (strong); of Figure 1's, yellow to
+navy, without the ends, which no reader sees on white or on black.
 
 On a dark page the other way round: what is weak is near the ground.
 """
