@@ -1,4 +1,5 @@
-# make book · make test · make bench · make results · make gpu · make lint · make address · make clean
+# make book · make atlas · make test · make bench · make results · make gpu · make lint · make address
+# make clean
 # Each sets itself up: virtual environment, packages, weights.
 # PYTHON=python3.12 chooses the interpreter (3.10 or newer), PROFILE=quick|colab|paper the sizes.
 PYTHON ?= python3
@@ -11,10 +12,15 @@ export GIG_PROFILE := $(PROFILE)
 # A container's habit, which has every process compile torch anew: 9 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: book test bench results gpu lint address setup clean
+.PHONY: book atlas test bench results gpu lint address setup clean
 
 book: setup
 	$(PY) -m bookbuild.pages
+
+# Pages to browse all concepts of the profile's pictures: GIG_IMAGES names others. A run that was killed
+# goes on where it was.
+atlas: setup
+	GIG_ARTIFACTS=$(or $(GIG_ARTIFACTS),book/artifacts) $(PY) -m gig_helpers.report.atlas _build/atlas
 
 # First the chapters, one at a time with all cores, then tests side by side with one core each. A
 # chapter that fails is told by its test.

@@ -2,12 +2,14 @@
 
 Jupyter Book reads ``_build/source``: the pages of ``book/``, the executed copies in place of the
 notebooks, the first page's figures out of the chapters, a provenance page, tables of costs and
-verdicts, and in ``_web`` the JavaScript that would otherwise come from a CDN.
+verdicts, and in ``_web`` the JavaScript that would otherwise come from a CDN. Beside its pages
+stands the atlas.
 """
 
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -48,6 +50,8 @@ MOVING = ("moving", "10_shortcut", "fig-shortcut-moving")
 """A slider's frames, which the first page shows one after another, and its answer."""
 FRAME_MS, ROUNDS = 1500, 5
 """How long a frame stays, the last one twice as long, and how often they come round."""
+ATLAS = BUILD / "atlas"
+"""The quick run's, whatever the chapters' profile: those of others would outweigh the book."""
 
 SCRIPTS = [ROOT / "bookbuild" / "plotly_figure.js", MODULE / "report" / "explore_graph.js"]
 """Our own scripts, which draw the interactive figures."""
@@ -64,6 +68,7 @@ def build() -> Path:
     executed = [execute(chapter) for chapter in chapters()]
     module = [
         *MODULE.rglob("*.py"),
+        *MODULE.glob("report/atlas*.[cj]s*"),
         *(BOOK / "results").glob("*.json"),
         *(ROOT / "bookbuild").glob("*.py"),
         *SCRIPTS,
@@ -85,9 +90,14 @@ def _build(executed: list[Path], wanted: str) -> None:
     STAMP.unlink(missing_ok=True)
     _stage(executed)
     _vendor(SOURCE / "_web" / "vendor")
+    shutil.rmtree(ATLAS, ignore_errors=True)
+    quick = os.environ | {"GIG_PROFILE": "quick"}
+    command = [sys.executable, "-m", "gig_helpers.report.atlas", str(ATLAS)]
+    subprocess.run(command, check=True, cwd=BOOK, env=quick)
     jupyter_book = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
     options = ["--path-output", str(ROOT), "-W", "-n", "--keep-going", "-q"]
     subprocess.run([*jupyter_book, "build", str(SOURCE), *options], check=True)
+    shutil.copytree(ATLAS, HTML / "atlas")
     STAMP.write_text(wanted)
 
 

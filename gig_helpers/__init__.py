@@ -20,7 +20,7 @@ R            contribution of a position to the output (SRD)               (HW,)
 The order of a run: :func:`load_network`, :func:`load_pictures`, :func:`sample` (PFVs),
 :func:`fit_concepts`, :func:`decompose`. Of a decomposition one asks :func:`attribute`,
 :func:`deletion_insertion`, :func:`concept_graph`, and of a whole data set :func:`class_concepts`,
-:func:`contrast`, :func:`suspects` and :func:`matches`.
+:func:`contrast`, :func:`suspects` and :func:`matches`, or :func:`atlas`, pages to browse it all.
 
 Examples
 --------
@@ -46,13 +46,14 @@ from .graph import concept_graph
 from .importance import METHODS, attribute, method
 from .network import Network, load_network
 from .pfv import PFVDataset, sample
+from .report.atlas import atlas
 from .report.examples import illustrate
 from .report.graph_page import save_html
 from .report.questions import class_concepts, contrast, matches, suspects
 
 __all__ = [
     "EXTRACTORS", "METHODS", "Concepts", "Decomposition", "Network", "PFVDataset", "Profile",
-    "SparseAutoencoder", "attribute", "class_concepts", "class_names", "concept_graph", "contrast",
-    "decompose", "deletion_insertion", "extractor", "fit_concepts", "illustrate", "load_network",
-    "load_pictures", "matches", "method", "sample", "save_html", "suspects",
+    "SparseAutoencoder", "atlas", "attribute", "class_concepts", "class_names", "concept_graph",
+    "contrast", "decompose", "deletion_insertion", "extractor", "fit_concepts", "illustrate",
+    "load_network", "load_pictures", "matches", "method", "sample", "save_html", "suspects",
 ]  # fmt: skip

@@ -24,8 +24,9 @@ SCREENS = {
     for name, width, height in (("desktop", 1280, 900), ("phone", 390, 800))
     for scheme in ("light", "dark")
 } | {"paper": (794, 1123, "light", "print")}  # A4 at 96 pixels an inch
-HTML_BYTES, PAGE_BYTES = 3_000_000, 12_000_000
-"""Of one page's own file, and of it with its pictures; vendor/ is shared by all pages."""
+HTML_BYTES, PAGE_BYTES, ATLAS_BYTES = 3_000_000, 12_000_000, 15_000_000
+"""Of one page's own file, and of it with its pictures; vendor/ is shared by all pages. And of
+the atlas."""
 
 EMPTY = """() => {
     const all = (selector, bad) => [...document.querySelectorAll(selector)].filter(bad)
@@ -335,6 +336,13 @@ def test_pages_are_light(html):
             heavy[name] = path.stat().st_size, size
     assert not heavy
     assert len(list(html.glob("**/plotly*.min.js"))) == 1, "plotly once for the book"
+
+
+def test_the_atlas_is_linked_and_light(html):
+    links = {link["href"] for link in _soup(html / "book/intro.html").find_all("a", href=True)}
+    assert "../atlas/index.html" in links
+    files = [path for path in (html / "atlas").rglob("*") if path.is_file()]
+    assert 0 < sum(path.stat().st_size for path in files) < ATLAS_BYTES
 
 
 def test_chapters_have_a_colab_button_to_the_one_address(html):
