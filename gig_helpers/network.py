@@ -18,12 +18,12 @@ import torch
 import torchvision
 from torch import Tensor, fx, nn
 
-from . import cuts
+from . import checks, cuts
 from .data import artifacts
 from .data import weights as pretrained
 from .data.pictures import class_names
 from .data.weights import Preprocessing
-from .traced import ACTIVATIONS, Node, arguments, evaluate, live_inputs, operation, pair, trace
+from .traced import ACTIVATIONS, Node, arguments, evaluate, live_inputs, operation, pair
 
 _OF_EACH_CLASS = ACTIVATIONS | {"flatten", "reshape", "squeeze", "mean", "clone", "contiguous"}
 """What may follow a classifier's last layer, beside pooling: it mixes and moves no classes."""
@@ -188,27 +188,33 @@ class Network:
     def __init__(
         self, model: nn.Module, name: str = "", weights: str = "given",
         device: str | torch.device | None = None, *, blocks: Sequence[str] | None = None,
-        input_size: tuple[int, int] | None = None, classes: Sequence[str] | None = None,
-        preprocessing: Preprocessing | None = None,
+        input_size: Sequence[int] | None = None, classes: Sequence[str] | None = None,
+        preprocessing: Preprocessing | None = None, output: checks.Output = None,
     ):  # fmt: skip
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
-        self.name, self.weights = name or type(model).__name__.lower(), weights
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = model.eval().requires_grad_(False).to(self.device)
-        floating = (p.dtype for p in model.parameters() if p.is_floating_point())
-        self.dtype = next(floating, torch.float32)
+        self.model = model = checks.own_copy(model).to(self.device)
+        self.name, self.weights = name or type(model).__name__.lower(), weights
         # torchvision's ViT tells its size, a model of timm all there is.
         told: dict[str, Any] = {"input_size": pair(getattr(model, "image_size", 224))}
         told |= getattr(model, "default_cfg", None) or {}
+        size = tuple(input_size or told["input_size"][-2:])
+        counts = [3, 1, *(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))]
+        with exact_convolutions():
+            images, given = checks.tried(
+                model, [size] if len(size) == 3 else [(n, *size) for n in dict.fromkeys(counts)]
+            )
+            logits = checks.logits_alone(model, given, output)
+            self.program, self._live = checks.traced(model, images, logits)
+        self.dtype, self.input_size = images.dtype, pair(size[-2:])
         self.preprocessing = preprocessing or Preprocessing.of(told)
-        self.input_size = input_size or pair(told["input_size"][-2:])
-        self.program, self._live = trace(self.model, self.input_size)
         self.n_classes: int = self._live[-1].meta["shape"][-1]
         self.classes = tuple(classes or (f"class {n}" for n in range(self.n_classes)))
         if len(self.classes) != self.n_classes:
             raise ValueError(f"{len(self.classes)} names for {self.n_classes} classes")
-        self._given, self._block = blocks, cuts.named_blocks(self._live, blocks)
+        self._placed = cuts.places(self.program)
+        self._given, self._block = blocks, cuts.named_blocks(self._live, blocks, self._placed)
         self.blocks: tuple[str, ...] = tuple(self._block)
         self._graphs: dict[tuple[Node, Node], fx.GraphModule] = {}
         self._sizes: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {}
@@ -220,7 +226,7 @@ class Network:
         """The same network in float64, in which sums agree to more digits; not in the paper."""
         return Network(
             copy.deepcopy(self.model).double(), self.name, self.weights, self.device,
-            blocks=self._given, input_size=self.input_size, classes=self.classes,
+            blocks=self._given, input_size=self._live[0].meta["shape"][1:], classes=self.classes,
             preprocessing=self.preprocessing,
         )  # fmt: skip
 
@@ -239,9 +245,10 @@ class Network:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the architecture and of every weight."""
-        weights = artifacts.fingerprint(self.model.state_dict())
-        return artifacts.key("network", [f"{self.model}", weights])
+        """Hash of the architecture, of the graph's operations, and of every weight and constant."""
+        own, graph = self.model.state_dict(), self.program.meta
+        values = artifacts.fingerprint([own, graph["constants"]])
+        return artifacts.key("network", [f"{self.model}", values, graph["operations"]])
 
     def index(self, name: str) -> int:
         """Place of a block in ``blocks``.
@@ -427,9 +434,11 @@ class Network:
             names = ["N", "H", "W"] if len(shape) == 4 else ["N", "P"][: len(shape) - 1]
             names.insert(channel, str(shape[channel]))
             raise ValueError(f"{what}: expected ({', '.join(names)}), got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"{what}: expected floating-point numbers, got {x.dtype}")
         if not torch.isfinite(x).all():
             raise ValueError(f"{what}: the input holds NaN or infinite values")
-        return x.to(self.device)
+        return x.to(self.device, self.dtype)
 
     def nodes(self, source: Node | None, target: Node | None) -> list[Node]:
         """The nodes that lead from one cut point, by default the pictures, to another, the logits.
@@ -602,15 +611,18 @@ class Network:
         ValueError
             If tokens have no place in the picture.
         """
-        own = self.own_size(block, image_size)
-        if len(own) == 2:
-            return own
-        count, before = math.prod(own), self._live[: self._live.index(self.node(block))]
-        maps = [n.meta["shape"][2:] for n in before if n.meta["channels"] == (1,)]
-        for rows, columns in (m for m in reversed(maps) if len(m) == 2):
-            if rows * columns <= count < 2 * rows * columns:
-                return rows, columns
-        raise ValueError(f"the tokens of {block} have no known place in the picture")
+        own, size = self.own_size(block, image_size), self._placed.get(self.node(block))
+        if size is not None and len(own) < 2:  # tokens: the map grows as the picture does
+            grown = zip(size, image_size or self.input_size, self.input_size, strict=True)
+            own, before = tuple(round(n * now / then) for n, now, then in grown), math.prod(own)
+            alike = before - math.prod(own) == math.prod(self.own_size(block)) - math.prod(size)
+            size = size if alike else None
+        if size is None:
+            raise ValueError(
+                f"the positions of {block} have no known place in the picture: choose another of "
+                "its cut points, in which they lie row by row"
+            )
+        return own[0], own[1]
 
     def placeless(self, block: str) -> int:
         """How many of a block's positions have no place in the picture: class tokens, the first.

@@ -30,6 +30,9 @@ MOVES = frozenset(
 )
 """Operations that put values in another place."""
 
+BATCH = 2
+"""Pictures of the traced batch."""
+
 _PIECES = {"unbind", "split", "split_with_sizes", "chunk"}
 _NOTHING = {"dropout", "feature_dropout", "alpha_dropout", "detach", "alias"}
 
@@ -149,13 +152,24 @@ def live_inputs(node: Node) -> list[Node]:
     return [n for n in node.all_input_nodes if "shape" in n.meta]
 
 
-def trace(model: nn.Module, input_size: tuple[int, int]) -> tuple[fx.GraphModule, list[Node]]:
+def trace(
+    model: nn.Module, input_size: Sequence[int], *, functional: bool = False
+) -> tuple[fx.GraphModule, list[Node]]:
     """A model's graph, and those of its nodes whose values come of the pictures; not in the paper.
 
     These hold in ``meta`` the shape of their value, the dimensions of its channels, the modules
     that they stand in, and whether it can be a block's. What does not depend on the pictures is
     computed; a convolution and its batch norm are one; a linear layer of a flattened map is the
-    convolution that it is.
+    convolution that it is. The graph's own ``meta`` holds what its ``"operations"`` are, in text,
+    and ``"constants"`` that are no weights.
+
+    Parameters
+    ----------
+    input_size
+        Rows and columns of pictures of three channels; or channels, rows and columns.
+    functional
+        Whether ``torch.export`` is asked to make writes into a view (``y[:, :4] = 0``) operations
+        of their own, which else are lost. It takes some layers apart.
 
     Raises
     ------
@@ -168,9 +182,8 @@ def trace(model: nn.Module, input_size: tuple[int, int]) -> tuple[fx.GraphModule
     >>> nodes[-1].name, nodes[-1].meta["shape"], nodes[-1].meta["channels"]  # made one
     ('conv2d', (2, 2, 7, 7), (1,))
     """
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     like = next(model.parameters(), torch.empty(0))
-    images = like.new_zeros(_BATCH, 3 if first is None else first.in_channels, *input_size)
+    images = like.new_zeros(BATCH, *(3, *input_size)[-3:])
     # Attention that also returns its weights is traced with heads and pictures in one dimension.
     without: Any = lambda _, args, kwargs: (args, kwargs | {"need_weights": False})  # noqa: E731
     hooks = [
@@ -180,6 +193,7 @@ def trace(model: nn.Module, input_size: tuple[int, int]) -> tuple[fx.GraphModule
     try:
         batch = {0: torch.export.Dim.AUTO}
         program = torch.export.export(model, (images,), dynamic_shapes=(batch,))
+        program = program.run_decompositions({}) if functional else program
         traced: Any = program.module(check_guards=False)
     except Exception as error:
         why = str(error).split("\n")[0]
@@ -205,11 +219,10 @@ def trace(model: nn.Module, input_size: tuple[int, int]) -> tuple[fx.GraphModule
     for node in building.graph.nodes:  # done with: weights from before they were made one
         for name in ("known", "numbers"):
             node.meta.pop(name, None)
-    return fx.GraphModule(building.root, building.graph), nodes
-
-
-_BATCH = 2
-"""Pictures of the traced batch."""
+    graph = fx.GraphModule(building.root, building.graph)
+    calls = [n.format_node() for n in program.graph.nodes if n.op == "call_function"]
+    graph.meta |= {"operations": calls, "constants": program.constants}
+    return graph, nodes
 
 
 class _Building:
@@ -230,14 +243,19 @@ class _Building:
         name, value = operation(node).rstrip("_"), node.meta["val"]
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.made.__getitem__)
         if isinstance(value, torch.SymInt):
-            times = int(value) // _BATCH
+            times = int(value) // BATCH
             return self.count if times == 1 else self.add(operator.mul, (self.count, times))
         if name.startswith("new_"):
             args = (self.like, *args[1:])
         if name in _NOTHING or name == "getitem":
-            return args[0] if name in _NOTHING else args[0][args[1]]
+            alone = name in _NOTHING or isinstance(args[0], fx.Node)
+            return args[0] if alone else args[0][args[1]]
         if not any(isinstance(n, fx.Node) for n in tree_leaves((args, kwargs))):
             return node.target(*args, **kwargs)
+        target = node.target
+        if name == "_native_batch_norm_legit_no_training":  # batch_norm, made functional
+            name, target = "batch_norm", torch.ops.aten.batch_norm.default
+            args, value = (*args[:5], False, *args[5:], False), value[0]
         path = [(module,) for module, _ in node.meta.get("nn_module_stack", {}).values()]
         paths = [path[-1][0].split("@")[0]] if path else [""]
         if name in _PIECES:
@@ -248,7 +266,7 @@ class _Building:
             return whole
         # Written over, a value would be lost to whoever else takes it; a view needs its layout.
         name = "reshape" if name in ("view", "_unsafe_view") else name
-        target = getattr(getattr(torch.ops.aten, name), node.target._overloadname)
+        target = getattr(getattr(torch.ops.aten, name), target._overloadname)
         return self.add(target, args, kwargs, value, paths)
 
     def add(
@@ -261,13 +279,13 @@ class _Building:
         node = self.graph.create_node("call_function", target, args, kwargs, name)
         if value is None or not live_inputs(node):
             below = {n: n.meta["known"] for n in node.all_input_nodes if n is not self.images}
-            node.meta["known"] = evaluate(node, below) if below else _BATCH
+            node.meta["known"] = evaluate(node, below) if below else BATCH
         else:
             shape = tuple(s if isinstance(s, int) else s.node.hint for s in value.shape)
             own = [not isinstance(s, int) for s in value.shape]
             node.meta["shape"] = shape
             channels = self.channels(node)
-            fit = own[0] and shape[0] == _BATCH and not any(own[1:]) and len(shape) in (2, 3, 4)
+            fit = own[0] and shape[0] == BATCH and not any(own[1:]) and len(shape) in (2, 3, 4)
             cut = fit and len(channels) == 1 and value.dtype.is_floating_point
             node.meta |= {"channels": channels, "paths": list(paths), "cut": cut}
         return node

@@ -444,7 +444,7 @@ def test_models_and_cuts_that_are_none():
         Network(model, device="cpu", classes=("a", "b"), input_size=(64, 64))
     network = Network(tokens(rows=16), device="cpu", input_size=(8, 8))
     assert network.channels("add") == 8 and network.own_size("add_1") == (16,)
-    with pytest.raises(ValueError, match="tokens of add have no known place"):
+    with pytest.raises(ValueError, match="positions of add have no known place"):
         network.map_size("add")
     with pytest.raises(ValueError, match="no batch norm enters add"):
         network.bn_shift("add")
