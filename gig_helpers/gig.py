@@ -198,8 +198,8 @@ def integrate(
     tolerance
         Without ``points``: the delta of every picture and target is at most this fraction of the
         target's change along the path. A warning names those that :data:`MAX_POINTS` are not
-        enough for, or that change by no more than rounding does. Targets that are there already
-        are not run again.
+        enough for, or that change by no more than rounding does, and says how far off they are.
+        Targets that are there already are not run again.
     return_convergence_delta
         Return also, as Captum does, the sum of the attributions minus the target's change.
     rest
@@ -312,7 +312,7 @@ def _by_need(run: _Run, pictures: int, tolerance: float) -> list[WithDelta]:
     values: list[dict[float, Tensor]] = [{} for _ in range(pictures)]
     brought: list[dict[float, Tensor]] = [{} for _ in range(pictures)]
     sums: list[dict[int, Tensor]] = [{} for _ in range(pictures)]
-    missed: list[tuple[int, int]] = []
+    missed: list[str] = []
     while asked:
         for (n, alpha), value, brings in run(asked, wanted):
             if alpha == _FIRST:  # stands for 0, to which the value goes on straight
@@ -334,7 +334,8 @@ def _by_need(run: _Run, pictures: int, tolerance: float) -> list[WithDelta]:
             slope, width = brings.sum(dim=2), at.diff()[:, None]
             gaps = width * (slope[1:] + slope[:-1]) / 2 - there.diff(dim=0)
             change = (there[-1] - there[0]).abs()
-            done = gaps.sum(dim=0).abs() <= tolerance * change
+            off = gaps.sum(dim=0).abs()
+            done = off <= tolerance * change
             # Rounding alone moves a target that hardly changes: more points do not end that.
             even = change <= _ROUNDING * torch.finfo(change.dtype).eps * there.abs().amax(dim=0)
             short = ~(done | even)
@@ -347,14 +348,15 @@ def _by_need(run: _Run, pictures: int, tolerance: float) -> list[WithDelta]:
             for i, t in enumerate(open_):
                 if last or not short[i]:
                     sums[n][t] = torch.trapezoid(brings[:, i], at, dim=0)
-                    missed += [] if done[i] else [(n, t)]
+                    told = f"picture {n}, target {t} (off by {off[i]:.1e} of {change[i]:.1e})"
+                    missed += [] if done[i] else [told]
             still |= (left := set(open_) - set(sums[n]))
             asked += [(n, alpha) for alpha in middles if left]
         wanted = sorted(still)
     if missed:
-        places = ", ".join(f"picture {n}, target {t}" for n, t in missed[:5])
         warnings.warn(
-            f"tolerance {tolerance} was not reached for {len(missed)} targets, first {places}: "
+            f"tolerance {tolerance} was not reached for {len(missed)} targets, first "
+            f"{', '.join(missed[:5])}: "
             f"{MAX_POINTS} points are not enough, or the target hardly changes along the path",
             stacklevel=4,
         )

@@ -5,10 +5,13 @@ relevance. What joins splits it: in a residual sum the target v is the sum, whos
 branches bring. What mixes positions shares it, with the sum that it enters for its target, if there
 is one, and else its own output. What is added at every position alike, as a batch norm's shift b,
 is shared in proportion to the norm of what each position brings; padding brings nothing; 0/0 is 0.
+One rule, :func:`share`, is for all that is linear and has none of its own: it asks the operation's
+vector-Jacobian product what each position brings.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, product
 from typing import Any
 
@@ -16,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .traced import ACTIVATIONS, MOVES, Node, Window, arguments
+from .traced import ACTIVATIONS, MOVES, Node, Window, arguments, pair
+from .traced import operation as _name
 
 Down = Callable[[Tensor], Sequence[Tensor]]
 """Relevance (K, …) of K maps at an operation's output to that at its inputs.
@@ -90,7 +94,10 @@ def table() -> list[tuple[str, str]]:
     ['cat']
     """
     rows: dict[str, list[str]] = {}
-    fused = {"mean and linear": mean_of_linear, "attention and linear": attention}
+    fused: dict[str, Rule] = {
+        "mean and linear": mean_of_linear, "attention and linear": attention,
+        "linear along positions": mixer, "whatever else is linear or a product": share,
+    }  # fmt: skip
     for name, make in (RULES | fused).items():
         rows.setdefault((make.__doc__ or "").split("\n")[0], []).append(name)
     return [(rule, ", ".join(names)) for rule, names in rows.items()]
@@ -98,7 +105,8 @@ def table() -> list[tuple[str, str]]:
 
 @_rule(
     *sorted(ACTIVATIONS), "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm",
-    "softmax", "clamp", "to", "neg", "abs", "sqrt", "rsqrt", "pow", "exp", "log", "square",
+    "softmax", "clamp", "to", "type_as", "neg", "abs", "sqrt", "rsqrt", "pow", "exp", "log",
+    "square",
 )  # fmt: skip
 def hand_on(operation: Operation) -> Down:
     """R_i = R_i: each position alone, a norm's statistics held constant.
@@ -114,22 +122,23 @@ def hand_on(operation: Operation) -> Down:
 
 @_rule("linear")
 def linear(operation: Operation) -> Down:
-    """R_i = R_i, 0 where the input is: each position alone.
+    """R_i = R_i: each position alone, unless it mixes them.
 
     Examples
     --------
-    >>> x = torch.tensor([[[1.0, 2.0], [0.0, 0.0]]])  # two tokens, the second of nothing
-    >>> linear(Operation(None, {}, (x,), x, ((2,), (2,)), x, None))(torch.ones(1, 1, 2, 1))
-    [tensor([[[[1.],
-              [0.]]]])]
+    >>> x = torch.ones(1, 2, 3)  # two tokens
+    >>> linear(Operation(None, {}, (x,), x, ((2,), (2,)), x, None))(torch.ones(1, 1, 2, 3))
+    [tensor([[[[3.],
+              [3.]]]])]
     """
-    alive, channels = operation.inputs[0].any(dim=-1, keepdim=True), operation.channels[-1]
-    return lambda relevance: [level(relevance, channels) * alive]
+    if operation.inputs[0].ndim - 1 not in operation.channels[0]:
+        return mixer(operation)
+    return lambda relevance: [level(relevance, operation.channels[-1])]
 
 
 @_rule("mul", "div", "addcmul")
 def gate(operation: Operation) -> Down:
-    """R_i = R_i for what is gated, the smaller factor held constant; equal factors take half.
+    """R_i = R_i for what is gated: smaller factors, divisors held constant; equal ones take half.
 
     Examples
     --------
@@ -138,13 +147,13 @@ def gate(operation: Operation) -> Down:
     >>> gate(two)(torch.ones(1, 1, 1))
     [tensor([[[0.5000]]]), tensor([[[0.5000]]])]
     """
-    count = len(operation.inputs)
-    return lambda relevance: [relevance / count] * count
+    count, single = len(operation.inputs), _single(operation)
+    return lambda relevance: [level(relevance / count, dims) for dims in single]
 
 
 @_rule(*sorted(MOVES))
 def _move(operation: Operation) -> Down:
-    """Relevance goes back where each value came from; within a vector it lies as squares do."""
+    """R goes back where values came from, in vectors as squares lie; padding's by norm to all."""
     pull = _pull(operation.again, *operation.inputs)
     square, channels = operation.output.square(), operation.channels[-1]
     whole = square.sum(channels, keepdim=True)
@@ -152,7 +161,11 @@ def _move(operation: Operation) -> Down:
     share = torch.where(whole == 0, even, square / whole)
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
-        return pull(relevance if relevance.shape[1:] == share.shape else relevance * share)
+        relevance = relevance if relevance.shape[1:] == share.shape else relevance * share
+        parts = pull(relevance)
+        if not operation.node or "pad" not in _name(operation.node):
+            return parts
+        return _with_rest(parts, relevance, operation)
 
     return down
 
@@ -168,10 +181,10 @@ def _sum(operation: Operation) -> Down:
     factors = 1, operation.given["alpha"] * (-1 if subtracted else 1)
     along = [(part * v).sum(channels, keepdim=True) for part in operation.inputs]
     ratios = [_quotient(f * each, square) for f, each in zip(factors, along, strict=True)]
-    single = [tuple(d for d, s in enumerate(part.shape) if s == 1) for part in operation.inputs]
+    single = _single(operation)
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
-        relevance = level(relevance, channels)  # what was broadcast takes the sum of its places'
+        relevance = level(relevance, channels)
         return [level(relevance * r, dims) for r, dims in zip(ratios, single, strict=True)]
 
     return down
@@ -203,11 +216,18 @@ def _cat(operation: Operation) -> Down:
 
 
 @_rule(
-    "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean",
-    "upsample_bilinear2d", "upsample_nearest2d",
+    "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean", "sum", "matmul",
+    "scaled_dot_product_attention",
 )  # fmt: skip
 def share(operation: Operation) -> Down:
-    """μ_i = ⟨v̂_i, v⟩/‖v‖², v̂_i what position i brings to the pooled vector v.
+    """μ_i = ⟨v̂_i, v⟩/‖v‖², v̂_i what position i brings to v, the same of each factor of a product.
+
+    What is added, such as a bias, is shared by the norm of all that comes in.
+
+    Raises
+    ------
+    NotImplementedError
+        If the operation is no sum of what its positions bring: the gradient says so.
 
     Examples
     --------
@@ -219,6 +239,34 @@ def share(operation: Operation) -> Down:
     >>> share(pooled)(torch.ones(1, 1, 1, 1, 1))[0].flatten()
     tensor([0.2500, 0.7500])
     """
+    x, v = operation.inputs, operation.target
+    added = operation.again(*map(torch.zeros_like, x))
+    wanted = ((v - added) * v).sum()
+    found = sum(
+        (a * b[0]).sum() for a, b in zip(x, _pull(operation.again, *x)(v[None]), strict=True)
+    )
+    degree = max(1, min(len(x), round(float(_quotient(found, wanted)))))
+    if not (found - degree * wanted).abs() <= 1e-3 * (v.square().sum() + added.square().sum()):
+        raise NotImplementedError(_no_rule(operation))
+    parts = gradient(operation)
+
+    def down(relevance: Tensor) -> Sequence[Tensor]:
+        brought = [part / degree for part in parts(relevance)]
+        return _with_rest(brought, relevance, operation) if added.any() else brought
+
+    return down
+
+
+def gradient(operation: Operation) -> Down:
+    """μ_i = ⟨v̂_i, v⟩/‖v‖², v̂_i the linearised operation of position i; its sum may not be 1.
+
+    Examples
+    --------
+    >>> x, square = torch.tensor([[3.0]]), torch.square
+    >>> made = Operation(None, {}, (x,), square(x), ((1,), (1,)), square(x), square)
+    >>> gradient(made)(torch.ones(1, 1, 1))  # 3 · 6 of 9
+    [tensor([[[2.]]])]
+    """
     v, channels = operation.target, operation.channels
     unit = _quotient(v, _square(v, channels[-1]))
     pull = _pull(operation.again, *operation.inputs)
@@ -227,6 +275,39 @@ def share(operation: Operation) -> Down:
         found = pull(level(relevance, channels[-1]) * unit)
         parts = zip(operation.inputs, found, channels, strict=False)
         return [level(x * part, own) for x, part, own in parts]
+
+    return down
+
+
+def mixer(operation: Operation) -> Down:
+    """μ_i = (W_ji ⟨x_i, v_j⟩ + ⟨b_j, v_j⟩ · ‖W_ji x_i‖/Σ‖W_ji x_i‖)/‖v_j‖², W along positions.
+
+    Examples
+    --------
+    Two positions in one, of which the second holds three times the first; of 8 the bias is 4.
+
+    >>> given = {"weight": torch.ones(1, 2), "bias": torch.tensor([4.0])}
+    >>> x, v = torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[8.0]]])
+    >>> mixer(Operation(None, given, (x,), v, ((1,), (1,)), v, None))(torch.ones(1, 1, 1, 1))
+    [tensor([[[[0.2500, 0.7500]]]])]
+    """
+    weight, bias, (channels, _) = (
+        operation.given["weight"],
+        operation.given["bias"],
+        operation.channels,
+    )
+    (channel,) = channels
+    x, v = (t.movedim(channel, -2) for t in (operation.inputs[0], operation.target))
+    ratios = weight * (v.mT @ x)
+    if bias is not None:
+        norm = weight.abs() * torch.linalg.vector_norm(x, dim=-2, keepdim=True)
+        shift = (bias * v.sum(-2))[..., None]
+        ratios = ratios + shift * _quotient(norm, norm.sum(-1, keepdim=True))
+    ratios = _quotient(ratios, v.square().sum(-2)[..., None])
+
+    def down(relevance: Tensor) -> Sequence[Tensor]:
+        here = level(relevance, channels).movedim(channel + 1, -2)
+        return [(here @ ratios).movedim(-2, channel + 1)]
 
     return down
 
@@ -244,7 +325,7 @@ def mean_of_linear(operation: Operation) -> Down:
     >>> mean_of_linear(logit)(torch.ones(1, 1, 1))[0].flatten()
     tensor([0.3750, 0.6250])
     """
-    parts = share(operation)
+    parts = gradient(operation)
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
         (found,) = parts(relevance)
@@ -272,7 +353,8 @@ def conv(operation: Operation) -> Down:
     tensor([0.2500, 0.7500])
     """
     given, (x,), v = operation.given, operation.inputs, operation.target
-    window, weight, groups = Window.of(operation.node), given["weight"], given["groups"]
+    weight, groups = given["weight"], given["groups"]
+    window = given.get("window") or Window.of(operation.node)
     if operation.fused is None and window.kernel == (1, 1):
         seen = x[..., :: window.stride[0], :: window.stride[1]]
         ratios = (_square(seen, (1,)) != 0).to(x)  # one part, the whole, or nothing
@@ -297,6 +379,30 @@ def conv(operation: Operation) -> Down:
         return [below[:, :, None, top : top + rows, left : left + columns]]
 
     return down
+
+
+@_rule("conv_transpose2d")
+def _transposed(operation: Operation) -> Down:
+    """The rule of conv2d, on a map with zeros between its positions and the kernel turned round."""
+    given, (x,) = operation.given, operation.inputs
+    steps, last, dilation, padding = (
+        pair(given[name]) for name in ("stride", "output_padding", "dilation", "padding")
+    )
+    turned = given["weight"].unflatten(0, (given["groups"], -1)).transpose(1, 2)
+    weight = turned.flatten(0, 1).flip(2, 3)
+    kernel = pair(list(weight.shape[2:]))
+    rows, columns = ((n - 1) * s + 1 + e for n, s, e in zip(x.shape[2:], steps, last, strict=True))
+    wide, (down_by, right_by) = x.new_zeros(*x.shape[:2], rows, columns), steps
+    edges = [d * (k - 1) - p for d, k, p in zip(dilation, kernel, padding, strict=True)]
+
+    def own(values: Tensor) -> Tensor:
+        return values[..., ::down_by, ::right_by][..., : x.shape[2], : x.shape[3]]
+
+    own(wide).copy_(x)
+    window = Window(kernel, (1, 1), pair(edges), dilation)
+    changed = given | {"weight": weight, "window": window}
+    down = conv(replace(operation, inputs=(wide,), given=changed))
+    return lambda relevance: [own(down(relevance)[0])]
 
 
 def attention(operation: Operation) -> Down:
@@ -342,6 +448,27 @@ def attention(operation: Operation) -> Down:
 # ---------------------------------------------------------------------------- their parts
 
 
+def _no_rule(made: Operation) -> str:
+    """What to do about an operation that is not linear, as far as its values tell."""
+    v, (x, *others) = made.target, made.inputs
+    suggested = "a function of rules.Operation"
+    if not others and x.shape == v.shape:
+        places = tuple(1 if d in made.channels[-1] else s for d, s in enumerate(v.shape))
+        here = (
+            torch.arange(math.prod(places), device=v.device).reshape(places)
+            == math.prod(places) // 2
+        )
+        found = _pull(made.again, x)(here.expand_as(v)[None].to(v))[0][0]
+        if not found.masked_fill(here, 0).any():
+            suggested = "rules.hand_on, for it is of each position alone"
+    name = _name(made.node) if made.node else "this"
+    return (
+        f"SRD has no rule for {name} (node {made.node}), which is not linear: give it one, "
+        f'rules.RULES["{name}"] = {suggested}, or ask for rule="gradient", whose shares may not '
+        "add up"
+    )
+
+
 def _pull(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[Tensor], Any]:
     """What takes gradients (K, …) by a function's output to those by its inputs."""
     return torch.vmap(torch.func.vjp(function, *inputs)[1])
@@ -357,6 +484,24 @@ def level(relevance: Tensor, channels: tuple[int, ...]) -> Tensor:
     """
     dims = [d + 1 for d in channels if relevance.shape[d + 1] > 1]
     return relevance.sum(dims, keepdim=True) if dims else relevance
+
+
+def _with_rest(
+    parts: Sequence[Tensor], relevance: Tensor, operation: Operation
+) -> Sequence[Tensor]:
+    """Parts, and what relevance they leave, which is shared by the norm of all that comes in."""
+    pairs = zip(operation.inputs, operation.channels, strict=False)
+    norms = [torch.linalg.vector_norm(x, dim=own, keepdim=True) for x, own in pairs]
+    left = relevance.flatten(2).sum(2) - sum(part.flatten(2).sum(2) for part in parts)
+    each = _quotient(left, sum(norm.flatten(1).sum(1) for norm in norms))
+    shares = [each.reshape(*each.shape, *[1] * (n.ndim - 1)) * n for n in norms]
+    found = zip(parts, shares, operation.channels, strict=False)
+    return [plus(part, share, own) for part, share, own in found]
+
+
+def _single(operation: Operation) -> list[tuple[int, ...]]:
+    """Where each input has size 1: what was broadcast takes the sum of its places' relevance."""
+    return [tuple(d for d, s in enumerate(x.shape) if s == 1) for x in operation.inputs]
 
 
 def plus(a: Tensor | None, b: Tensor, channels: tuple[int, ...]) -> Tensor:
@@ -393,8 +538,8 @@ def _offset_parts(
     x: Tensor, weight: Tensor, window: Window, groups: int, size: Sequence[int]
 ) -> Iterator[Tensor]:
     """What each kernel offset of a convolution brings to its output, before the shift."""
-    rows, columns = window.padding
-    padded = F.pad(x, (columns, columns, rows, rows))
+    (rows, columns), (height, width) = window.padding, window.room(x.shape[2:])
+    padded = F.pad(x, (columns, width - columns - x.shape[3], rows, height - rows - x.shape[2]))
     for offset, tap in zip(_offsets(window), weight.flatten(2).unbind(2), strict=True):
         seen = _seen(window, padded, offset, size)
         if groups == len(weight) == x.shape[1]:  # depthwise, which a CPU convolves slowly

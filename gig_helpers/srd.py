@@ -25,6 +25,7 @@ gate is held constant too.
 """
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -37,7 +38,19 @@ from . import rules
 from .cuts import own_size
 from .network import Network, exact_convolutions
 from .rules import RULES, Down, Operation, Rule, level, plus
-from .traced import MOVES, Node, Window, arguments, evaluate, live_inputs, operation
+from .traced import (
+    MOVES,
+    Node,
+    Window,
+    arguments,
+    evaluate,
+    is_pattern,
+    live_inputs,
+    operation,
+)  # fmt: skip
+
+_TOLERANCE = 0.01
+"""How far off its logit, of which it is a share, relevance may sum without a warning."""
 
 PIXELS = "pixels"
 """Name of the lowest level in :func:`contributions`, below every block."""
@@ -45,6 +58,8 @@ PIXELS = "pixels"
 Missing = Literal["error", "gradient"]
 
 _ATTENTION = "scaled_dot_product_attention"
+_SHARED = {"div": 0, _ATTENTION: 2}
+"""The argument that relevance goes to, where the others are held constant."""
 
 
 @torch.no_grad()
@@ -74,7 +89,7 @@ def contributions(
     dict
         ``{block: (N, H_block, W_block)}``, of tokens (N, P), in the network's order, pixels first:
         signed relevance of the positions of the block's output. Each map sums to the logit, up to
-        what ends in padding or in vectors that are zero.
+        what ends in vectors that are zero; a warning tells where that is more than 1 %.
 
     Raises
     ------
@@ -114,9 +129,10 @@ def contributions(
         if lowest != PIXELS:
             x = network.preactivations(x, [lowest])[lowest]
         chosen = None if classes is None else classes[start : start + batch_size]
-        relevance = sweep.logits(x, chosen)
+        relevance, logits = sweep.logits(x, chosen)
         for name, parts in maps.items():
             parts.append(relevance[nodes[name]][0])
+        _check_sums(maps[lowest][-1], logits, lowest, start)
     return {name: torch.cat(parts) for name, parts in maps.items()}
 
 
@@ -247,10 +263,15 @@ class _Sweep:
                 wanted.update(self.steps[node].inputs)
 
     def _step(self, node: Node) -> _Step:
-        rule = RULES.get(operation(node), rules.share if self.missing == "gradient" else None)
-        if rule is None:
-            raise _no_rule(node)
-        step = _Step(node, rule, live_inputs(node), [node], node)
+        name = operation(node)
+        # A value that only tells a shape takes no part, and what weighs or divides is a constant.
+        inputs = live_inputs(node)[: 1 if name.endswith("_as") else None]
+        if name in _SHARED and node.args[_SHARED[name]] in inputs:
+            inputs = [node.args[_SHARED[name]]]
+        rule = RULES.get(name, rules.gradient if self.missing == "gradient" else rules.share)
+        if rule in (rules.gate, rules.share):
+            inputs = [n for n in inputs if not is_pattern(n)] or inputs
+        step = _Step(node, rule, inputs, [node], node)
         chain = _chain(step.inputs[0])
         below, kind = chain[0], operation(chain[0])
         alone = all(len(n.users) == 1 for n in chain)
@@ -261,10 +282,7 @@ class _Sweep:
             if math.prod(own_size(below)) == 1:
                 step.rule, step.inputs = rules.mean_of_linear, live_inputs(below)
                 step.inside = [*chain, node]
-        elif rule is rules.linear and alone and (kind == _ATTENTION or _is_pattern(below)):
-            if len(below.meta["shape"]) != 4:
-                raise _no_rule(below)
-            value = below.args[1 if kind == "matmul" else 2]
+        elif rule is rules.linear and alone and (value := _attended(below)):
             step.rule, step.inputs, step.inside = rules.attention, [value], [*chain, node]
             values = _chain(value)
             if operation(values[0]) == "linear" and arguments(values[0])["bias"]:
@@ -283,10 +301,10 @@ class _Sweep:
                     step.joint = user
         return step
 
-    def logits(self, x: Tensor, classes: Tensor | None) -> dict[Node, Tensor]:
-        """Relevance (1, N, …) of blocks, and of the source, for one class per picture."""
+    def logits(self, x: Tensor, classes: Tensor | None) -> tuple[dict[Node, Tensor], Tensor]:
+        """Relevance (1, N, …) of blocks and the source for one class per picture; the logits."""
         downs, y, chosen = self._up(x, classes)
-        return self._down(downs, (y * chosen)[None])
+        return self._down(downs, (y * chosen)[None]), (y * chosen).flatten(1).sum(1)
 
     def positions(self, x: Tensor, places: Tensor) -> dict[Node, Tensor]:
         """Relevance (P, N, …) of the source for positions (N, P, dims) of the sink."""
@@ -388,20 +406,33 @@ def _all_pointwise(pool: Node) -> bool:
     )
 
 
-def _is_pattern(node: Node) -> bool:
-    """Whether a node multiplies with what a softmax made, but for moves."""
-    return operation(node) == "matmul" and operation(_chain(node.args[0])[0]) == "softmax"
-
-
-def _no_rule(node: Node) -> NotImplementedError:
-    name = operation(node)
-    return NotImplementedError(
-        f"SRD has no rule for {name} (node {node.name}, in {node.meta['paths'][0] or 'the model'}"
-        f'): give it one, such as rules.RULES["{name}"] = rules.hand_on, or ask for rule="gradient"'
-    )
+def _attended(node: Node) -> Node | None:
+    """The values (N, heads, P, d) that a node weighs by a softmax's pattern, if it is attention."""
+    if operation(node) not in ("matmul", _ATTENTION):
+        return None
+    value, pattern = node.args[-1 if operation(node) == "matmul" else 2], node.args[0]
+    fits = value in live_inputs(node) and value.meta["channels"] == node.meta["channels"] == (1, 3)
+    known = operation(node) == _ATTENTION or is_pattern(pattern)
+    return value if fits and known and len(node.meta["shape"]) == 4 else None
 
 
 # ---------------------------------------------------------------------------- crops and checks
+
+
+def _check_sums(maps: Tensor, logits: Tensor, level: str, first: int) -> None:
+    """Warn where relevance (N, …) is no share of the logit, by more than float32's rounding."""
+    total, size = maps.flatten(1).sum(1), maps.flatten(1).abs().sum(1)
+    off = (total - logits).abs()
+    wrong = (off > torch.maximum(_TOLERANCE * logits.abs(), 1e-4 * size)).nonzero().flatten()
+    if len(wrong):
+        n = int(wrong[0])
+        warnings.warn(
+            f"SRD's relevance at {level} sums to {total[n]:.4g} where the logit is "
+            f"{logits[n]:.4g}, in {len(wrong)} of {len(maps)} pictures, first number {first + n}: "
+            "its shares are no parts of the logit; a vector that is zero passes none on, and "
+            'rule="gradient" does not add up',
+            stacklevel=5,
+        )
 
 
 def _crop_edge(edge: int, size: int, step: int) -> int:

@@ -18,21 +18,23 @@ Node: TypeAlias = Any
 """A node of a traced graph (``torch.fx.Node``), whose types would make every argument a union."""
 
 ACTIVATIONS = frozenset(
-    "relu relu6 hardtanh gelu silu elu selu celu leaky_relu prelu mish softplus sigmoid tanh "
+    "relu relu6 hardtanh gelu silu elu selu celu leaky_relu rrelu prelu mish softplus sigmoid tanh "
     "hardswish hardsigmoid log_sigmoid softshrink hardshrink threshold".split()
 )
 """Operations that are an activation function of each value alone."""
 
 MOVES = frozenset(
-    "reshape flatten unflatten squeeze unsqueeze permute transpose movedim slice select narrow "
-    "roll flip pad constant_pad_nd expand repeat stack index index_select pixel_shuffle "
-    "pixel_unshuffle channel_shuffle clone contiguous".split()
+    "reshape reshape_as view_as flatten unflatten squeeze unsqueeze permute transpose movedim "
+    "moveaxis swapaxes swapdims adjoint mT mH t slice select narrow roll flip pad constant_pad_nd "
+    "expand expand_as broadcast_to repeat repeat_interleave tile stack index index_select "
+    "pixel_shuffle pixel_unshuffle channel_shuffle clone contiguous".split()
 )
 """Operations that put values in another place."""
 
 BATCH = 2
 """Pictures of the traced batch."""
 
+_PRODUCTS = {"matmul", "bmm", "einsum", "scaled_dot_product_attention"}
 _PIECES = {"unbind", "split", "split_with_sizes", "chunk"}
 _NOTHING = {"dropout", "feature_dropout", "alpha_dropout", "detach", "alias"}
 
@@ -71,9 +73,7 @@ class Window(NamedTuple):
             reach = [
                 d * (k - 1) * (padding == "same") for d, k in zip(dilation, kernel, strict=True)
             ]
-            if any(r % 2 for r in reach):
-                raise NotImplementedError(f"a padding that is not symmetric: {node.format_node()}")
-            padding = [r // 2 for r in reach]
+            padding = [r // 2 for r in reach]  # an odd one goes to the end, where there is room
         return cls(pair(kernel), pair(given["stride"] or kernel), pair(padding), dilation)
 
     def room(self, size: Sequence[int]) -> tuple[int, int]:
@@ -150,6 +150,27 @@ def live_inputs(node: Node) -> list[Node]:
     (True, 3)
     """
     return [n for n in node.all_input_nodes if "shape" in n.meta]
+
+
+def is_pattern(node: Node) -> bool:
+    """Whether a value is weights: all of it has passed a softmax; not in the paper.
+
+    Examples
+    --------
+    >>> layers = nn.ReLU(), nn.Softmax(1), nn.Flatten()
+    >>> x, relu, softmax, flat = trace(nn.Sequential(*layers), (4, 4))[1]
+    >>> is_pattern(relu), is_pattern(flat)
+    (False, True)
+    """
+    left, seen = [node], set[Node]()
+    while left:
+        here = left.pop()
+        if operation(here) != "softmax" and here not in seen:
+            if not (below := live_inputs(here)):
+                return False
+            left += below
+        seen.add(here)
+    return True
 
 
 def trace(
@@ -241,6 +262,8 @@ class _Building:
     def stand_in(self, node: Node) -> Any:
         """A node of the new graph, a constant, or for pieces a list, in place of a traced node."""
         name, value = operation(node).rstrip("_"), node.meta["val"]
+        if name.startswith("_assert"):
+            return None
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.made.__getitem__)
         if isinstance(value, torch.SymInt):
             times = int(value) // BATCH
@@ -330,7 +353,7 @@ class _Building:
 
     def convolution(self, args: tuple, value: Any, paths: list[str]) -> Node | None:
         """The convolution that a linear layer of a flattened map is, flattened in its turn."""
-        below = args[0].all_input_nodes[0]
+        below = next(iter(args[0].all_input_nodes), args[0])
         shape, weight = below.meta.get("shape", ()), args[1]
         flat = operation(args[0]) in ("flatten", "reshape") and below.meta.get("channels") == (1,)
         fits = len(shape) == 4 and weight.shape[1:] == (math.prod(shape[1:]),)
@@ -343,19 +366,26 @@ class _Building:
 
     def channels(self, node: Node) -> tuple[int, ...]:
         """The dimensions of a node's value that are its channels'."""
-        name, size = operation(node), len(node.meta["shape"])
+        name, shape = operation(node), node.meta["shape"]
         inputs = live_inputs(node)
-        if name in ("conv2d", "batch_norm", "group_norm", "instance_norm") or "pool2d" in name:
+        own = inputs[0].meta["channels"]
+        if "conv" in name or name in ("batch_norm", "group_norm", "instance_norm"):
             return (1,)
+        if "pool" in name:
+            return own
         if name in ("linear", "layer_norm", "rms_norm"):
-            return (size - 1,)
-        if name in ("matmul", "bmm", "scaled_dot_product_attention"):
-            return inputs[-1].meta["channels"]
-        if name not in (*MOVES, "mean"):
+            return own or (len(shape) - 1,)  # of tokens, which it may mix, the channels stay
+        alike = name == "cat" or len(inputs) > 1 or inputs[0].meta["shape"] == shape
+        if alike and name not in MOVES | _PRODUCTS:
             return max(inputs, key=lambda n: math.prod(n.meta["shape"])).meta["channels"]
         # Numbered along its channels, a value tells where they go, even through a dimension that
-        # pictures and channels share.
+        # pictures and channels share. What it is multiplied with treats all of it alike.
         values: dict[Node, Any] = {n: n.meta.get("known") for n in node.all_input_nodes}
+        if name in _PRODUCTS:
+            sizes_of = {n: n.meta.get("shape") or n.meta["known"].shape for n in values}
+            device = self.like.device
+            values = {n: torch.ones(size, device=device) for n, size in sizes_of.items()}
+            inputs = [n for n in inputs if not is_pattern(n)][-1:] or inputs[-1:]
         for n in inputs:
             dims, shape = n.meta["channels"], n.meta["shape"]
             sizes = [s if d in dims else 1 for d, s in enumerate(shape)]
@@ -366,4 +396,7 @@ class _Building:
             (found.narrow(d, 1, s - 1), found.narrow(d, 0, s - 1))
             for d, s in enumerate(found.shape)
         ]
-        return tuple(d for d, (a, b) in enumerate(steps) if ((a != b) & (a * b != 0)).any())
+        return tuple(
+            d for d, (a, b) in enumerate(steps)
+            if (((a - b).abs() > 0.01) & (a * b != 0)).any()  # more than rounding, no padding
+        )  # fmt: skip

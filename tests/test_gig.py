@@ -1,5 +1,7 @@
 """GIG against Captum, finite differences and its own axioms."""
 
+import warnings
+
 import pytest
 import torch
 from captum.attr import IntegratedGradients, LayerIntegratedGradients
@@ -12,6 +14,7 @@ from gig_helpers.concepts import extract
 from gig_helpers.data.profiles import CHAIN
 from gig_helpers.gig import class_relevance, gig, integrate
 from gig_helpers.lasso import lasso_codes
+from gig_helpers.network import Segment
 
 PAIRS = [
     ("layer1.0", "layer1.1"),
@@ -340,9 +343,56 @@ def test_a_tolerance_out_of_reach_warns(net, monkeypatch):
     monkeypatch.setattr(module, "MAX_POINTS", 12)
     codes, concepts = case(net, "layer1.1")
     given = net, codes, concepts, "layer1.1"
-    message = "tolerance 0.0 was not reached for 4 targets, first picture 0, target 0, picture 0"
-    with pytest.warns(UserWarning, match=message):
-        class_relevance(*given, [3, 0], beta=net.bn_shift("layer1.1"), tolerance=0.0)
+    options = {"beta": net.bn_shift("layer1.1"), "tolerance": 0.0}
+    message = "tolerance 0.0 was not reached for 4 targets, first picture 0, target 0 .*, picture 0"
+    with pytest.warns(UserWarning, match=message) as told:
+        values, delta = class_relevance(*given, [3, 0], return_convergence_delta=True, **options)
+    off, change = delta[0, 0].abs(), (values.sum(2) - delta)[0, 0].abs()
+    assert f"picture 0, target 0 (off by {off:.1e} of {change:.1e})" in str(told[0].message)
+
+
+class Cosine(nn.Module):
+    """Logits that are cosines, which a path's length does not change."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 8))
+
+    def forward(self, x):
+        return nn.functional.linear(
+            nn.functional.normalize(x), nn.functional.normalize(self.weight)
+        )
+
+
+HEADS = {
+    "softmax inside": nn.Sequential(nn.Linear(8, 4), nn.Softmax(1)),
+    "saturated softmax": nn.Sequential(nn.Linear(8, 4), nn.Hardtanh(-1e3, 1e3), nn.Softmax(1)),
+    "cosine head": Cosine(),
+    "norms of 1 × 1": nn.Sequential(nn.GroupNorm(8, 8), nn.Linear(8, 4)),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_quadrature_ends_whatever_the_head(head, monkeypatch):
+    torch.manual_seed(0)
+    body = nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    network = Network(nn.Sequential(*body, HEADS[head]), device="cpu", input_size=(16, 16))
+    codes, concepts = torch.rand(2, 64, 3), torch.randn(3, 8)
+    if head == "saturated softmax":
+        concepts *= 1e4
+    passed, real = [], Segment.__call__
+    monkeypatch.setattr(Segment, "__call__", lambda s, x: passed.append(len(x)) or real(s, x))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        values, delta = class_relevance(
+            network, codes, concepts, "0", [0, 1, 2, 3], beta=torch.zeros(8),
+            return_convergence_delta=True,
+        )  # fmt: skip
+    assert sum(passed) <= 2 * (module.MAX_POINTS + 2) and values.isfinite().all()
+    short = delta.abs() > 0.0101 * (values.sum(2) - delta).abs()
+    text = " ".join(str(w.message) for w in told)
+    for n, t in short.nonzero().tolist()[:5]:
+        assert f"picture {n}, target {t}" in text
 
 
 def test_a_target_that_hardly_changes_is_given_up():
@@ -361,7 +411,7 @@ def test_a_target_that_hardly_changes_is_given_up():
         return segment(x).sum(dim=(1, 2))[:, None]
 
     codes, concepts = torch.rand(256, 3), torch.randn(3, 8)
-    with pytest.warns(UserWarning, match="picture 0, target 0: .* or the target hardly changes"):
+    with pytest.warns(UserWarning, match="picture 0, target 0 .*: .* or the target hardly changes"):
         integrate(value, codes, concepts, torch.zeros(8))
     assert len(passed) <= module.MAX_POINTS
     with pytest.warns(UserWarning, match="was not reached for 1 targets"):

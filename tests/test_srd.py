@@ -179,9 +179,16 @@ IMAGE = torch.randn(3, 9, 8, dtype=torch.float64, generator=torch.Generator().ma
         (nn.AvgPool2d(3, 2, 1), 3),
         (nn.AdaptiveAvgPool2d((4, 3)), 3),
         (nn.Upsample(scale_factor=2, mode="bilinear"), 3),
+        (nn.Upsample(scale_factor=2, mode="bicubic"), 3),
+        (nn.Conv2d(3, 4, (2, 4), padding="same", dilation=(1, 3)), 4),
+        (nn.ConvTranspose2d(3, 4, (3, 2), (2, 3), (1, 0), dilation=(2, 1)), 4),
+        (nn.ConvTranspose2d(3, 6, 3, 2, 1, output_padding=1, groups=3), 6),
     ),
-    ids=("depthwise", "grouped", "oblong", "patches", "strided 1×1", "mean", "adaptive", "larger"),
-)
+    ids=(
+        "depthwise", "grouped", "oblong", "patches", "strided 1×1", "mean", "adaptive", "larger",
+        "bicubic", "same, even", "transposed", "transposed, grouped",
+    ),
+)  # fmt: skip
 @torch.no_grad()
 def test_what_mixes_positions_linearly(layer, channels):
     network = small(layer, channels=channels)
@@ -373,21 +380,104 @@ def test_attention_and_a_class_token(written_out):
     agree(found["pixels"].flatten(), to_first @ expected @ only_first)
 
 
+class Mixer(nn.Module):
+    """A linear layer along the rows of a map, whose large bias is a share of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 5)
+        nn.init.normal_(self.layer.bias, 0, 3)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+@torch.no_grad()
+def test_a_linear_layer_along_positions():
+    network = small(Mixer(), channels=3)
+    layer = network.model[0]
+    agree(ways(network, IMAGE, "0"), ratios(layer, each_alone(IMAGE), layer(IMAGE[None])[0]))
+
+
+class Function(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+WEIGHTS = torch.randn(4, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+LINEAR = {
+    "einsum": lambda x: torch.einsum("nchw,rh->ncrw", x, WEIGHTS),
+    "matmul": lambda x: WEIGHTS @ x,
+    "sum": lambda x: x.unfold(2, 3, 2).sum(4),
+    "cumsum": lambda x: x.cumsum(3),
+    "windows": lambda x: F.unfold(x, 3, stride=2).unflatten(2, (4, 3)),
+    "moved": lambda x: WEIGHTS @ x.swapaxes(2, 3).mT,
+    "pooled": lambda x: F.avg_pool1d(x.flatten(2), 3).unflatten(2, (6, 4)),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+@torch.no_grad()
+def test_what_is_linear_needs_no_rule_of_its_own(name):
+    function = Function(LINEAR[name])
+    network = small(function, channels=function(IMAGE[None]).shape[1])
+    agree(ways(network, IMAGE, "0"), ratios(function, each_alone(IMAGE), function(IMAGE[None])[0]))
+
+
+@torch.no_grad()
+def test_products_and_what_is_held_constant():
+    """Factors take half each, a softmax's weights and a divisor nothing; a shift goes by norm."""
+    own = torch.eye(72, dtype=torch.float64)
+    for function in (
+        lambda x: x / (1 + x.square().mean(1, keepdim=True)),
+        lambda x: x * x.softmax(1),
+        lambda x: torch.einsum("nchw,nchw->nchw", x, x.tanh()),
+        lambda x: F.local_response_norm(x, 3),
+        lambda x: F.normalize(x, dim=1),
+    ):
+        agree(ways(small(Function(function), channels=3), IMAGE, "0"), own)
+
+    layer = nn.Conv1d(3, 4, 2, 2).double()  # as an operation that has no rule
+    function = Function(lambda x: F.conv1d(x.flatten(2), layer.weight, layer.bias)[..., None])
+    network = small(function, channels=4)
+    v = function(IMAGE[None])[0, ..., 0]
+    parts = function(each_alone(IMAGE))[..., 0] - layer.bias[:, None]
+    expected = (parts * v).sum(1) / v.square().sum(0)
+    norm = IMAGE.flatten(1).norm(dim=0)
+    expected = expected + (1 - expected.sum(0)) * (norm / norm.sum())[:, None]
+    agree(ways(network, IMAGE, "0"), expected)
+
+
 @torch.no_grad()
 def test_an_operation_without_a_rule():
-    class Odd(nn.Module):
-        def forward(self, x):
-            return torch.cumsum(x, 2)
-
-    network = small(Odd(), channels=3)
-    with pytest.raises(NotImplementedError, match="no rule for cumsum.*rules.RULES.*gradient"):
+    network = small(Function(lambda x: torch.logcumsumexp(x, 2)), channels=3)
+    message = r"no rule for logcumsumexp.*not linear.*= a function of rules.Operation.*gradient"
+    with pytest.raises(NotImplementedError, match=message):
         ways(network, IMAGE, "0")
+    alone = small(Function(torch.special.i0), channels=3)
+    with pytest.raises(NotImplementedError, match=r"i0.*= rules.hand_on.*each position"):
+        ways(alone, IMAGE, "0")
     places = torch.tensor([[[2, 1]]])
     found = srd.ierf(network, IMAGE[None], "0", places, rule="gradient")[0, 0]
     v = network.model[0](IMAGE[None])[0, :, 2, 1]
+    weights = IMAGE[:, :3, 1].softmax(1)
     expected = torch.zeros(9, 8, dtype=torch.float64)
-    expected[:3, 1] = torch.einsum("cr,c->r", IMAGE[:, :3, 1], v) / v.square().sum()
+    expected[:3, 1] = torch.einsum("cr,c->r", IMAGE[:, :3, 1] * weights, v) / v.square().sum()
     agree(found, expected)
+
+
+@torch.no_grad()
+def test_a_sum_that_is_not_the_logit_is_told():
+    network = small(Function(lambda x: torch.logcumsumexp(x, 2)), channels=3)
+    images = IMAGE.expand(3, -1, -1, -1)
+    with pytest.warns(UserWarning, match=r"at pixels sums to .* where the logit is .*, in 2 of 2"):
+        found = srd.contributions(network, images, ["pixels"], batch_size=2, rule="gradient")
+    logit = network.logits(images).amax(1)
+    assert ((found["pixels"].sum((1, 2)) - logit).abs() > 0.01 * logit.abs()).all()
 
 
 def test_table_names_every_rule():
@@ -428,6 +518,7 @@ def test_order_and_batch_size_change_nothing():
         torch.testing.assert_close(found, fields[rows], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:SRD's relevance")
 def test_dead_stem_gives_zeros():
     """Every vector above the stem is a shift alone: no part brings anything, 0/0 is 0."""
     model = random_network("v1.5").model
