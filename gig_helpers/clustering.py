@@ -178,6 +178,8 @@ class BisectingSphericalKMeans(ClusterMixin, BaseEstimator):
         own = torch.tensor(X) if self.copy_x or not reset else torch.from_numpy(X)
         unit = own.to(device)
         norms = unit.norm(dim=1, keepdim=True)
+        if len(unit) == 1 and not norms.any():
+            raise ValueError("one PFV cannot be clustered, for it is its own mean: sample more")
         if len(zero := torch.nonzero(norms[:, 0] == 0)[:, 0]):
             raise ValueError(
                 f"{len(zero)} of {len(unit)} rows are zero after centring and point nowhere "

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate.utils import find_executable_batch_size
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -50,6 +51,8 @@ class PFVDataset:
         What they were sampled from; ``pictures.paths`` and ``pictures.labels`` go by picture.
     skipped
         Pictures that could not be read, with the reason.
+    rule
+        What SRD does about operations without a rule (:func:`gig_helpers.srd.contributions`).
 
     Examples
     --------
@@ -92,6 +95,7 @@ class PFVDataset:
     network: Network
     pictures: Pictures
     skipped: dict[str, str]
+    rule: srd.Missing = "error"
 
     def vectors(self, block: str) -> Tensor:
         """PFVs (n, C), pre-activation."""
@@ -164,13 +168,16 @@ class PFVDataset:
     def _column(self, name: str) -> Tensor:
         parts = []
         for shard in sorted(self.folder.glob("shard-*.safetensors")):
-            with safe_open(shard, framework="pt") as file:
+            with _opened(shard) as file:
                 if name in file.keys():  # a shard of broken pictures holds nothing
                     parts.append(file.get_tensor(name))
         return torch.cat(parts)
 
 
-def sample(network: Network, pictures: Pictures, profile: Profile | None = None) -> PFVDataset:
+def sample(
+    network: Network, pictures: Pictures, profile: Profile | None = None, *,
+    rule: srd.Missing = "error",
+) -> PFVDataset:  # fmt: skip
     """Sample PFVs from every picture (section 3.1, appendix C), or read what an equal run made.
 
     In each picture and block, ``profile.per_image`` positions are drawn without replacement, with
@@ -186,6 +193,9 @@ def sample(network: Network, pictures: Pictures, profile: Profile | None = None)
     ----------
     profile
         Sizes and blocks; by default ``Profile()``.
+    rule
+        For operations that SRD has no rule for: ``"error"``, or ``"gradient"``; see
+        :func:`gig_helpers.srd.contributions`.
 
     Returns
     -------
@@ -195,9 +205,11 @@ def sample(network: Network, pictures: Pictures, profile: Profile | None = None)
     Raises
     ------
     ValueError
-        If no picture can be read.
+        If no picture can be read, or a shard on disk cannot.
     KeyError
         If a block is unknown.
+    NotImplementedError
+        If SRD has no rule for an operation, with ``rule="error"``.
 
     Examples
     --------
@@ -212,23 +224,24 @@ def sample(network: Network, pictures: Pictures, profile: Profile | None = None)
     torch.Size([3, 512])
     """
     profile = profile or Profile()
-    folder, shards = _plan(network, pictures, profile)
-    sample_part(network, pictures, profile)
+    folder, shards = _plan(network, pictures, profile, rule)
+    sample_part(network, pictures, profile, rule=rule)
     skipped: dict[str, str] = {}
     for path in shards:
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             skipped |= json.loads(file.metadata()["skipped"])
     if len(skipped) == len(pictures):
         raise ValueError(f"no picture of {pictures.name} could be read; the first: {skipped}"[:500])
     if skipped:
         print(f"skipped {len(skipped)} of {len(pictures)} pictures, listed in .skipped")
     blocks = profile.blocks_of(network)
-    return PFVDataset(folder, folder.name, blocks, network, pictures, skipped)
+    return PFVDataset(folder, folder.name, blocks, network, pictures, skipped, rule)
 
 
 def sample_part(
-    network: Network, pictures: Pictures, profile: Profile, rank: int = 0, world_size: int = 1
-) -> None:
+    network: Network, pictures: Pictures, profile: Profile, rank: int = 0, world_size: int = 1, *,
+    rule: srd.Missing = "error",
+) -> None:  # fmt: skip
     """Make :func:`sample`'s shards that are missing (section 3.1), or one process's part of them.
 
     ``torchrun --nproc-per-node 4 -m gig_helpers.pfv`` calls it in four processes, one per GPU where
@@ -239,6 +252,8 @@ def sample_part(
     ----------
     rank, world_size
         This process makes shard ``rank``, ``rank + world_size``, and so on.
+    rule
+        As in :func:`sample`.
 
     Raises
     ------
@@ -264,7 +279,7 @@ def sample_part(
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} is not one of 0 … {world_size - 1}")
-    _, shards = _plan(network, pictures, profile)
+    _, shards = _plan(network, pictures, profile, rule)
     missing = [path for path in list(shards)[rank::world_size] if not path.exists()]
     # One loader for all of them, whose readers start once. Only the last shard may end in a batch
     # that is not full, so no batch belongs to two.
@@ -272,19 +287,31 @@ def sample_part(
     batches = iter(_batches(network, pictures, wanted, profile.batch_size))
     for path in tqdm(missing, desc="sampling PFVs", unit="shard", disable=not missing):
         count = -(-len(shards[path]) // profile.batch_size)
-        _write_shard(path, network, pictures, itertools.islice(batches, count), profile)
+        _write_shard(path, network, pictures, itertools.islice(batches, count), profile, rule)
 
 
-def _plan(network: Network, pictures: Pictures, profile: Profile) -> tuple[Path, dict[Path, range]]:
+def _plan(
+    network: Network, pictures: Pictures, profile: Profile, rule: srd.Missing
+) -> tuple[Path, dict[Path, range]]:
     """The dataset's folder, and each shard's file with its pictures."""
     blocks, size = profile.blocks_of(network), profile.batch_size * SHARD_BATCHES
     for block in blocks:
         network.index(block)
-    given = (network, pictures, blocks, profile.per_image, profile.batch_size, profile.seed)
+    given = (network, pictures, blocks, profile.per_image, profile.batch_size, profile.seed, rule)
     key = artifacts.key("pfv", artifacts.fingerprint(given), artifacts.code_of(sample))
     folder = artifacts.folder() / f"pfv-{key}"
     parts = [range(len(pictures))[start:][:size] for start in range(0, len(pictures), size)]
     return folder, {folder / f"shard-{n:06d}.safetensors": part for n, part in enumerate(parts)}
+
+
+@contextmanager
+def _opened(shard: Path) -> Iterator[Any]:
+    """A shard, open to be read; an error that names it if it is broken."""  # noqa: DOC501
+    try:
+        with safe_open(shard, framework="pt") as file:
+            yield file
+    except SafetensorError as problem:
+        raise ValueError(f"{shard} is broken ({problem}): delete it, and sample again") from problem
 
 
 def draw(contributions: Tensor, count: int, seeds: list[int]) -> Tensor:
@@ -348,8 +375,9 @@ def _batches(network: Network, pictures: Pictures, indices: list[int], size: int
 
 
 def _write_shard(
-    path: Path, network: Network, pictures: Pictures, batches: Iterator, profile: Profile
-) -> None:
+    path: Path, network: Network, pictures: Pictures, batches: Iterator, profile: Profile,
+    rule: srd.Missing,
+) -> None:  # fmt: skip
     skipped: dict[str, str] = {}
     parts: list[dict[str, Tensor]] = []
 
@@ -357,7 +385,7 @@ def _write_shard(
     @find_executable_batch_size(starting_batch_size=profile.batch_size)
     def sampled(size: int, images: Tensor, ids: Tensor) -> list[dict[str, Tensor]]:
         pieces = zip(images.split(size), ids.split(size), strict=True)
-        return [_sample_batch(network, *piece, pictures, profile) for piece in pieces]
+        return [_sample_batch(network, *piece, pictures, profile, rule) for piece in pieces]
 
     for batch in batches:
         skipped |= {pictures.paths[index]: problem for index, _, problem in batch if problem}
@@ -371,13 +399,14 @@ def _write_shard(
 
 
 def _sample_batch(
-    network: Network, images: Tensor, ids: Tensor, pictures: Pictures, profile: Profile
-) -> dict[str, Tensor]:
+    network: Network, images: Tensor, ids: Tensor, pictures: Pictures, profile: Profile,
+    rule: srd.Missing,
+) -> dict[str, Tensor]:  # fmt: skip
     images, blocks = images.to(network.device, non_blocking=True), profile.blocks_of(network)
     with torch.no_grad():
         preactivations = network.preactivations(images, blocks)
         predictions = network.logits_from(preactivations[blocks[-1]], blocks[-1]).argmax(dim=1)
-    relevance = srd.contributions(network, images, blocks, predictions)
+    relevance = srd.contributions(network, images, blocks, predictions, rule=rule)
     columns = {"pictures": ids, "predictions": predictions.cpu()}
     for block in blocks:
         seeds = [_seed(profile.seed, block, pictures, i) for i in ids.tolist()]

@@ -140,7 +140,7 @@ def contributions(
 @exact_convolutions()
 def ierf(
     network: Network, images: Tensor, block: str, positions: Tensor, batch_size: int = 8,
-    rule: Missing = "error",
+    rule: Missing = "error", direction: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """iERFs: the pixels' sharing ratios in PFVs (SRD; section 3.1, eq. 10).
 
@@ -161,6 +161,10 @@ def ierf(
         Pictures worked on at a time. It bounds the memory, and changes nothing else.
     rule
         As in :func:`contributions`.
+    direction
+        Of one latent, such as a row (C,) of a sparse autoencoder's encoder: what the pixels bring
+        to the vector along it, ⟨v̂_i, d⟩/⟨v, d⟩, in place of ⟨v̂_i, v⟩/‖v‖². The block's own
+        operation is asked so; where this is a residual sum, its branches. Not in the paper.
 
     Returns
     -------
@@ -174,7 +178,8 @@ def ierf(
         If the block is unknown.
     ValueError
         If the pictures or the positions have a wrong shape, the pictures hold NaN, there are none,
-        a position lies outside of the block's map, or ``batch_size`` is below 1.
+        a position lies outside of the block's map, a direction does not have the block's
+        channels, or ``batch_size`` is below 1.
     TypeError
         If the positions are not integers.
     NotImplementedError
@@ -194,6 +199,10 @@ def ierf(
     places = _checked_positions(network, block, positions, count, (size[0], size[1]))
     per_image = places.shape[1]
 
+    if direction is not None and direction.shape != (network.channels(block),):
+        raise ValueError(
+            f"expected a direction ({network.channels(block)},), got {tuple(direction.shape)}"
+        )
     field = network.receptive_field(block)
     window = size if field is None else [_crop_edge(edge, *field[:2]) for edge in size]
     if field is not None and per_image * window[0] * window[1] < size[0] * size[1]:
@@ -214,7 +223,7 @@ def ierf(
         ]
         chunk = torch.stack([images[i][v] for i, v in zip(owner[here], views, strict=True)])
         x = chunk.contiguous(memory_format=torch.channels_last)
-        relevance = sweep.positions(x, places[here])[sweep.source]
+        relevance = sweep.positions(x, places[here], direction)[sweep.source]
         for index, view in enumerate(views):
             fields[start + index][view] = relevance[:, index]
     return fields.reshape(count, per_image, *size).reshape(*positions.shape[:-1], *size)
@@ -306,9 +315,9 @@ class _Sweep:
         downs, y, chosen = self._up(x, classes)
         return self._down(downs, (y * chosen)[None]), (y * chosen).flatten(1).sum(1)
 
-    def positions(self, x: Tensor, places: Tensor) -> dict[Node, Tensor]:
+    def positions(self, x: Tensor, places: Tensor, direction: Tensor | None) -> dict[Node, Tensor]:
         """Relevance (P, N, …) of the source for positions (N, P, dims) of the sink."""
-        downs, y, _ = self._up(x, None)
+        downs, y, _ = self._up(x, None, direction)
         (channel,) = self.sink.meta["channels"]
         own = [s for d, s in enumerate(y.shape) if d not in (0, channel)]
         start = y.new_zeros(places.shape[1], len(y), *own)
@@ -316,7 +325,9 @@ class _Sweep:
         start[(p, n, *places.unbind(-1))] = 1
         return self._down(downs, start.unsqueeze(channel + 1))
 
-    def _up(self, x: Tensor, classes: Tensor | None) -> tuple[dict[Node, Down], Tensor, Tensor]:
+    def _up(
+        self, x: Tensor, classes: Tensor | None, direction: Tensor | None = None
+    ) -> tuple[dict[Node, Down], Tensor, Tensor]:
         """The forward pass, which leaves each node's way down; the sink's value; its classes."""
         last = _chain(self.sink)[0]  # where a class is a direction: logits, before they are flat
         order = {node: n for n, node in enumerate(self.nodes)}
@@ -338,6 +349,9 @@ class _Sweep:
                 chosen = flat.argmax(1) if classes is None else classes
                 seed = F.one_hot(chosen, flat.shape[1]).to(flat)
                 v = v * seed.reshape(v.shape)
+            elif node is self.sink and direction is not None:  # its part of the vector
+                (channel,), unit = node.meta["channels"], F.normalize(direction.to(v), dim=0)
+                v = ((v.movedim(channel, -1) @ unit)[..., None] * unit).movedim(-1, channel)
             for step in ready.get(node, ()):
                 downs[step.node] = step.rule(self._operation(step, values, v))
             values = {n: value for n, value in values.items() if until.get(n, 0) > place}

@@ -7,8 +7,9 @@ import timm
 import torch
 import torchvision.models as tv
 from captum.attr import IntegratedGradients
-from conftest import randomised
+from conftest import randomised, save_pictures
 from PIL import Image
+from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig
 
@@ -67,7 +68,8 @@ ARCHITECTURES = {
     "vgg": (vgg, (64, 64)),
     "fine-tuned resnet18": (fine_tuned, (64, 48)),
     "wide resnet": (
-        lambda: tv.ResNet(tv.resnet.Bottleneck, [1, 1, 1, 1], 5, width_per_group=128), (64, 64)
+        lambda: tv.ResNet(tv.resnet.Bottleneck, [1, 1, 1, 1], 5, width_per_group=128),
+        (64, 64),
     ),
     "densenet": (lambda: tv.DenseNet(8, (2, 2, 2), 16, num_classes=5), (64, 64)),
     "mobilenet_v2": (lambda: tv.mobilenet_v2(width_mult=0.35, num_classes=5), (64, 64)),
@@ -83,10 +85,18 @@ ARCHITECTURES = {
     "regnet": (lambda: tv.regnet_y_400mf(num_classes=5), (64, 64)),
     "vit": (lambda: tv.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=5), (32, 32)),
     "swin": (swin({}), (44, 36)),
-    "swin_v2": (swin({"block": tv.swin_transformer.SwinTransformerBlockV2,
-                      "downsample_layer": tv.swin_transformer.PatchMergingV2}), (44, 36)),
+    "swin_v2": (
+        swin(
+            {
+                "block": tv.swin_transformer.SwinTransformerBlockV2,
+                "downsample_layer": tv.swin_transformer.PatchMergingV2,
+            }
+        ),
+        (44, 36),
+    ),
     "googlenet": (
-        lambda: tv.googlenet(num_classes=5, aux_logits=False, init_weights=False), (64, 64)
+        lambda: tv.googlenet(num_classes=5, aux_logits=False, init_weights=False),
+        (64, 64),
     ),
     "shufflenet": (lambda: tv.shufflenet_v2_x0_5(num_classes=5), (64, 64)),
     "squeezenet": (lambda: tv.squeezenet1_1(num_classes=5), (64, 64)),
@@ -99,9 +109,31 @@ ARCHITECTURES = {
         (64, 64),
     ),
     "timm convnextv2": (
-        lambda: timm.create_model("convnextv2_atto", depths=(1, 1, 1, 1), num_classes=5), (64, 64)
+        lambda: timm.create_model("convnextv2_atto", depths=(1, 1, 1, 1), num_classes=5),
+        (64, 64),
+    ),
+    "timm cait": (
+        lambda: timm.create_model("cait_xxs24_224", img_size=64, depth=2, num_classes=5),
+        (64, 64),
+    ),
+    "timm mixer": (lambda: MlpMixer(32, 3, 8, 2, 24, num_classes=5), (32, 32)),
+    "timm eva02": (
+        lambda: timm.create_model("eva02_tiny_patch14_224", img_size=56, depth=2, num_classes=5),
+        (56, 56),
     ),
     "own": (Plain, (33, 33)),
+}
+
+# Operations that the others do not have; SRD alone is asked of them.
+SUMS = {
+    "twins": ("twins_svt_small", 64, {"depths": (1, 1, 1, 1)}),
+    "coatnet": ("coatnet_pico_rw_224", 224, {}),
+    "resnest": ("resnest14d", 64, {}),
+    "edgenext": ("edgenext_xx_small", 64, {}),
+    "davit": ("davit_tiny", 64, {"depths": (1, 1, 1, 1)}),
+    "focalnet": ("focalnet_tiny_srf", 64, {}),
+    "gmlp": ("gmlp_ti16_224", 64, {"img_size": 64}),
+    "mvitv2": ("mvitv2_tiny", 64, {"img_size": 64}),
 }  # fmt: skip
 
 
@@ -180,6 +212,66 @@ def test_srd_conserves(case):
         assert fields.shape == (2, 2, *images.shape[2:])
         ones = torch.ones(2, 2, dtype=fields.dtype)
         torch.testing.assert_close(fields.sum((2, 3)), ones, rtol=1e-3, atol=0, msg=block)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*SUMS, "maxvit_t"])
+def test_shares_add_up_whatever_the_operations(name):
+    """In float64, where a share that is lost is no rounding; a cosine head's sum too."""
+    torch.manual_seed(0)
+    if name == "maxvit_t":
+        model, size = tv.MaxVit((64, 64), 32, 2, [32, 64], [1, 1], 16, 0.0, num_classes=5), 64
+    else:
+        made, size, options = SUMS[name]
+        model = timm.create_model(made, num_classes=5, **options)
+    network = Network(randomised(model).double(), name, device="cpu", input_size=(size, size))
+    images = torch.randn(1, 3, size, size, dtype=torch.float64)
+    maps = srd.contributions(network, images, [srd.PIXELS, *network.blocks])
+    for level, relevance in maps.items():
+        logit = network.logits(images).amax()
+        torch.testing.assert_close(relevance.sum(), logit, rtol=1e-9, atol=1e-9, msg=level)
+
+
+def vgg16():
+    model = tv.vgg16(num_classes=5)
+    model.classifier = nn.Sequential(nn.Linear(25088, 32), nn.ReLU(), nn.Linear(32, 5))
+    return model, ("features.16", "features.28"), 64
+
+
+def vit():
+    model = tv.VisionTransformer(32, 8, 3, 4, 32, 64, num_classes=5)
+    return model, None, 32
+
+
+@pytest.mark.parametrize("make", (vgg16, vit))
+def test_the_chapters_calls_for_a_vgg_and_a_vit(make, tmp_path, monkeypatch):
+    monkeypatch.setenv("GIG_ARTIFACTS", str(tmp_path / "made"))
+    save_pictures(tmp_path / "pictures", 6)
+    torch.manual_seed(0)
+    model, blocks, size = make()
+    ready = Preprocessing(size=size, resize=size)
+    network = Network(
+        randomised(model), device="cpu", blocks=blocks, input_size=(size, size), preprocessing=ready
+    )
+    pictures = load_pictures(str(tmp_path / "pictures"), network)
+    source, last = network.blocks[-2:]
+    profile = Profile(blocks=(source, last), per_image=4, families=None)
+    pfvs = sample(network, pictures, profile)
+    images = torch.stack([pictures[i] for i in range(6)])
+    maps = srd.contributions(network, images, [source])
+    logits = network.logits(images).amax(1)
+    torch.testing.assert_close(maps[source].flatten(1).sum(1), logits, rtol=1e-3, atol=1e-4)
+    d = decompose(network, pictures[:2], fit_concepts(pfvs, profile))
+    graph = concept_graph(d, [3, 4], top=2, shared=1)
+    assert {data["kind"] for _, data in graph.nodes(data=True)} == {"class", "concept"}
+    gamma, delta = class_relevance(
+        network, d.codes[source], d.concepts[source].vectors, source, [3],
+        beta=d.concepts[source].beta, return_convergence_delta=True,
+    )  # fmt: skip
+    assert (delta.abs() <= 0.0101 * (gamma.sum(2) - delta).abs()).all(), "completeness"
+    torch.testing.assert_close(
+        attribute(d, source, [[3], [3]]).sum(2), gamma.sum(2), rtol=0.1, atol=1e-3
+    )
 
 
 def test_places(case):

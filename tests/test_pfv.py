@@ -16,10 +16,12 @@ import torch
 from conftest import random_network
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
-from gig_helpers import load_pictures, pfv, srd
+from gig_helpers import Network, load_pictures, pfv, srd
 from gig_helpers.data import artifacts
 from gig_helpers.data.profiles import Profile
+from gig_helpers.report.examples import ierfs
 
 pytestmark = pytest.mark.usefixtures("artifacts_folder")
 
@@ -171,6 +173,40 @@ def test_unreadable_pictures_are_skipped_and_listed(photographs, capsys):
         path.write_bytes(b"no picture")
     with pytest.raises(ValueError, match="no picture of pictures could be read"):
         pfv.sample(network, load_pictures(str(photographs)), PROFILE)
+
+
+class Odd(nn.Module):
+    """Ends in an operation without a rule of its own, and without a sum of parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 8, 8), nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.head(torch.logcumsumexp(self.conv(x).relu(), 2).mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore:SRD's relevance")
+def test_a_rule_goes_all_the_way(photographs):
+    pictures = load_pictures(str(photographs)).subset([0, 1])
+    network, profile = Network(Odd(), device="cpu", blocks=["conv"]), replace(PROFILE, blocks=())
+    with pytest.raises(NotImplementedError, match="logcumsumexp"):
+        pfv.sample(network, pictures, profile)
+    dataset = pfv.sample(network, pictures, profile, rule="gradient")
+    assert ierfs(dataset, "conv", [0]).shape == (1, 224, 224)
+    linear = random_network("basic", layers=(1, 1, 1, 1))
+    one, other = (pfv.sample(linear, pictures, profile, rule=r) for r in ("error", "gradient"))
+    assert one.folder != other.folder
+
+
+def test_a_broken_shard_is_named(photographs):
+    network, pictures = random_network(), load_pictures(str(photographs))
+    dataset = pfv.sample(network, pictures, PROFILE)
+    (_, shard, _) = sorted(dataset.folder.glob("shard-*"))
+    shard.write_bytes(shard.read_bytes()[:100])
+    for read in (dataset.predictions, lambda: pfv.sample(network, pictures, PROFILE)):
+        with pytest.raises(ValueError, match=rf"{shard.name} is broken .*: delete it"):
+            read()
 
 
 def test_unknown_block_is_refused_before_any_work(photographs):

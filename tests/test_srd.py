@@ -227,6 +227,11 @@ class Residual(nn.Module):
         return 1 + (self.conv(x) - 2 * x)
 
 
+class Branch(Residual):
+    def forward(self, x):
+        return self.conv(x) - 2 * x
+
+
 class Weighted(Residual):
     def forward(self, x):
         return torch.add(x, self.conv(x), alpha=-2)
@@ -450,6 +455,28 @@ def test_products_and_what_is_held_constant():
     norm = IMAGE.flatten(1).norm(dim=0)
     expected = expected + (1 - expected.sum(0)) * (norm / norm.sum())[:, None]
     agree(ways(network, IMAGE, "0"), expected)
+
+
+@torch.no_grad()
+def test_along_the_direction_of_a_latent():
+    """Shares of ⟨v, d⟩, by hand through a convolution and a residual sum; of v itself as before."""
+    network = small(Branch(), channels=3)
+    conv, direction = network.model[0].conv, torch.randn(3, dtype=torch.float64)
+    places = torch.tensor(list(itertools.product(range(9), range(8))))
+    found = srd.ierf(network, IMAGE[None], "0", places[None], direction=direction)[0]
+    along = torch.einsum("chw,c->hw", conv(IMAGE[None])[0] - 2 * IMAGE, direction)
+    unit = direction / direction.norm()
+    target = along / direction.norm() * unit[:, None, None]
+    expected = ratios(conv, each_alone(IMAGE), target)
+    shortcut = torch.einsum("chw,c->hw", -2 * IMAGE, direction) / along
+    agree(found.flatten(1).T, expected + torch.diag(shortcut.flatten()))
+    agree(found.sum((1, 2)), torch.ones(72, dtype=torch.float64))
+    v = network.preactivations(IMAGE[None])["0"][0, :, 4, 3]
+    place = torch.tensor([[4, 3]])
+    alike = (srd.ierf(network, IMAGE[None], "0", place, direction=d) for d in (3 * v, None))
+    with pytest.raises(ValueError, match=r"expected a direction \(3,\), got \(4,\)"):
+        srd.ierf(network, IMAGE[None], "0", place, direction=torch.ones(4))
+    agree(*alike)
 
 
 @torch.no_grad()

@@ -66,7 +66,8 @@ def ierfs(pfvs: PFVDataset, block: str, rows: Tensor | Sequence[int]) -> Tensor:
         raise ValueError(f"no PFV of {block} was asked for: name rows of pfvs.vectors({block!r})")
     # A picture again for each of its PFVs: batches of pictures cost less than sharing saves.
     images = torch.stack([pfvs.pictures[i] for i in pfvs.picture_ids(block)[rows].tolist()])
-    return srd.ierf(pfvs.network, images, block, pfvs.positions(block)[rows]).cpu()
+    places = pfvs.positions(block)[rows]
+    return srd.ierf(pfvs.network, images, block, places, rule=pfvs.rule).cpu()
 
 
 @dataclass(frozen=True)
