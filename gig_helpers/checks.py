@@ -95,13 +95,14 @@ def tried(model: nn.Module, sizes: Sequence[Sequence[int]]) -> tuple[Tensor, Any
             return images, _run(model, images)
         except Exception as error:
             failures[size[0]] = error
-    error, *_ = failures.values()
-    others = "".join(f", nor with {channels} channels" for channels in [*failures][1:])
+    why, *_ = failures.values()
+    others = ", ".join(map(str, [*failures][1:6]))
+    others = f" (nor with {others} channels)" if others else ""
     raise TypeError(
         f"{type(model).__name__} cannot be traced with pictures {(BATCH, *sizes[0])}{others}; its "
         "forward must take one batch of pictures and not depend on their values; another size is "
-        f"input_size=(H, W), or (channels, H, W): {_first_line(error)}"
-    ) from error
+        f"input_size=(H, W), or (channels, H, W): {_first_line(why)}"
+    ) from why
 
 
 def logits_alone(model: nn.Module, given: Any, output: Output = None) -> Tensor:

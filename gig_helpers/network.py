@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -208,7 +209,10 @@ class Network:
             logits = checks.logits_alone(model, given, output)
             self.program, self._live = checks.traced(model, images, logits)
         self.dtype, self.input_size = images.dtype, pair(size[-2:])
-        self.preprocessing = preprocessing or Preprocessing.of(told)
+        ready = Preprocessing.of(told | {"input_size": size})
+        if images.shape[1] == 1:  # ImageNet's means are of three channels
+            ready = ready._replace(mean=(fmean(ready.mean),), std=(fmean(ready.std),))
+        self.preprocessing = preprocessing or ready
         self.n_classes: int = self._live[-1].meta["shape"][-1]
         self.classes = tuple(classes or (f"class {n}" for n in range(self.n_classes)))
         if len(self.classes) != self.n_classes:
