@@ -239,14 +239,20 @@ def traced(model: nn.Module, images: Tensor, logits: Tensor) -> tuple[fx.GraphMo
                 "it mix pictures, such as batch norms without running statistics"
             )
 
-    def graph(functional: bool) -> _Call:
-        return lambda m, x: trace(m, size, functional=functional)[0](x)
+    # Only where it must, for it takes some layers apart, a functional graph; float64 last, for it
+    # is a trace more.
+    if _close(_run(made[0], images), logits):
+        return made
+    functional = trace(model, size, functional=True)
+    if _close(_run(functional[0], images), logits):
+        return functional
+    for exact in (False, True):
 
-    for functional in (False, True):  # only where it must: it takes some layers apart
-        made = trace(model, size, functional=True) if functional else made
-        same = _close(_run(made[0], images), logits)
-        if same or _exactly(model, images, graph(functional), _run):
-            return made
+        def graph(m: nn.Module, x: Tensor, exact: bool = exact) -> Tensor:
+            return trace(m, size, functional=exact)[0](x)
+
+        if _exactly(model, images, graph, _run):
+            return functional if exact else made
     raise TypeError(
         f"{name}'s graph does not give its logits, for something in its forward escapes the trace: "
         "write into no tensor (y[:, :4] = 0), but make new ones, with torch.where or torch.cat"

@@ -177,6 +177,17 @@ def test_what_gives_no_logits_of_each_picture_is_refused(end, message):
         made(end=end)
 
 
+def test_probabilities_are_taken_with_a_warning_that_says_how_to_have_logits():
+    images = torch.randn(2, 3, *SIZE)
+    with pytest.warns(UserWarning, match="gives probabilities.*output=torch.log"):
+        model, network = made(end=lambda y: y.softmax(1))
+    assert torch.equal(network.logits(images), network.model(images))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        logs = made(end=lambda y: y.softmax(1), output=torch.log)[1]
+    torch.testing.assert_close(logs.logits(images), made()[1].logits(images).log_softmax(1))
+
+
 def test_batch_statistics_are_refused_when_the_network_is_made():
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU(),
