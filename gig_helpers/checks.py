@@ -95,13 +95,14 @@ def tried(model: nn.Module, sizes: Sequence[Sequence[int]]) -> tuple[Tensor, Any
             return images, _run(model, images)
         except Exception as error:
             failures[size[0]] = error
-    error, *_ = failures.values()
-    others = "".join(f", nor with {channels} channels" for channels in [*failures][1:])
+    why, *_ = failures.values()
+    others = ", ".join(map(str, [*failures][1:6]))
+    others = f" (nor with {others} channels)" if others else ""
     raise TypeError(
         f"{type(model).__name__} cannot be traced with pictures {(BATCH, *sizes[0])}{others}; its "
         "forward must take one batch of pictures and not depend on their values; another size is "
-        f"input_size=(H, W), or (channels, H, W): {_first_line(error)}"
-    ) from error
+        f"input_size=(H, W), or (channels, H, W): {_first_line(why)}"
+    ) from why
 
 
 def logits_alone(model: nn.Module, given: Any, output: Output = None) -> Tensor:
@@ -238,14 +239,20 @@ def traced(model: nn.Module, images: Tensor, logits: Tensor) -> tuple[fx.GraphMo
                 "it mix pictures, such as batch norms without running statistics"
             )
 
-    def graph(functional: bool) -> _Call:
-        return lambda m, x: trace(m, size, functional=functional)[0](x)
+    # Only where it must, for it takes some layers apart, a functional graph; float64 last, for it
+    # is a trace more.
+    if _close(_run(made[0], images), logits):
+        return made
+    functional = trace(model, size, functional=True)
+    if _close(_run(functional[0], images), logits):
+        return functional
+    for exact in (False, True):
 
-    for functional in (False, True):  # only where it must: it takes some layers apart
-        made = trace(model, size, functional=True) if functional else made
-        same = _close(_run(made[0], images), logits)
-        if same or _exactly(model, images, graph(functional), _run):
-            return made
+        def graph(m: nn.Module, x: Tensor, exact: bool = exact) -> Tensor:
+            return trace(m, size, functional=exact)[0](x)
+
+        if _exactly(model, images, graph, _run):
+            return functional if exact else made
     raise TypeError(
         f"{name}'s graph does not give its logits, for something in its forward escapes the trace: "
         "write into no tensor (y[:, :4] = 0), but make new ones, with torch.where or torch.cat"

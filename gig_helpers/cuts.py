@@ -255,7 +255,7 @@ def places(program: fx.GraphModule) -> dict[Node, tuple[int, int]]:
     """
     known: dict[Node, Any] = {}
     at: dict[Node, tuple[Tensor, tuple[int, int]]] = {}
-    found = {}
+    found: dict[Node, tuple[int, int]] = {}
     for node in program.graph.nodes:
         if node.op == "get_attr":
             known[node] = program.get_buffer(node.target).cpu()

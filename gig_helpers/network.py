@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -120,8 +121,11 @@ class Network:
     Parameters
     ----------
     model
-        Any module that maps pictures (N, channels, H, W) to logits (N, classes) and that
-        ``torch.export`` can trace: of torchvision, timm, or one's own.
+        A module that maps pictures (N, channels, H, W) to one tensor of logits (N, classes), each
+        picture by itself, and that ``torch.export`` can trace: of torchvision, timm, or one's own.
+        It is copied, so that its weights are in memory twice, and left as it is; a copy in half
+        precision becomes float32. ``DataParallel`` and ``torch.compile`` are unwrapped.
+        :mod:`gig_helpers.checks` tries it on random pictures.
     name, weights
         For the provenance line: architecture, and where the weights come from.
     device
@@ -132,29 +136,35 @@ class Network:
         that adds; without these, the ends of stages: for each size of the map, the last cut point
         before its activation.
     input_size
-        Rows and columns that the model is traced with; by default what the model says of itself,
-        else 224 × 224.
+        Rows and columns that the model is traced with, or channels, rows and columns; by default
+        what the model says of itself, else 224 × 224. Channels that are not given are found by
+        trying 3, 1, and what its convolutions take.
     classes
         Names of the classes; by default "class 0" and so on.
     preprocessing
         How pictures are made ready for it; by default what a model of timm says of itself, else as
-        ImageNet's are.
+        ImageNet's are, of the input size, and grey for one channel.
+    output
+        Where the model gives several outputs, which are its logits: a key or attribute
+        (``"logits"``), an index, or a function of the output. What holds one tensor alone, as an
+        object of Hugging Face's with ``logits``, needs none.
 
     Attributes
     ----------
     dtype
-        Of the model's parameters.
+        Of what it computes with: float32, or of a model in float64 that.
     n_classes
         How many logits the model has.
 
     Raises
     ------
     TypeError
-        If the model is no module or cannot be traced.
+        If the model is no module, cannot be traced, gives no logits of each picture, or others
+        than its graph. The message says what to do.
     KeyError
-        If a name in ``blocks`` is no cut point.
+        If a name in ``blocks`` is no cut point, or the model has no such output.
     ValueError
-        If there is not one name per class.
+        If there is not one name per class, or no value to be a block by default.
 
     Examples
     --------
@@ -208,7 +218,10 @@ class Network:
             logits = checks.logits_alone(model, given, output)
             self.program, self._live = checks.traced(model, images, logits)
         self.dtype, self.input_size = images.dtype, pair(size[-2:])
-        self.preprocessing = preprocessing or Preprocessing.of(told)
+        ready = Preprocessing.of(told | {"input_size": size})
+        if images.shape[1] == 1:  # ImageNet's means are of three channels
+            ready = ready._replace(mean=(fmean(ready.mean),), std=(fmean(ready.std),))
+        self.preprocessing = preprocessing or ready
         self.n_classes: int = self._live[-1].meta["shape"][-1]
         self.classes = tuple(classes or (f"class {n}" for n in range(self.n_classes)))
         if len(self.classes) != self.n_classes:
@@ -339,7 +352,7 @@ class Network:
         Parameters
         ----------
         images
-            Normalised pictures (N, 3, H, W).
+            Normalised pictures (N, channels, H, W).
 
         Returns
         -------
@@ -352,7 +365,7 @@ class Network:
         KeyError
             If a block is unknown.
         ValueError
-            If the pictures do not have the shape (N, 3, H, W) or hold NaN.
+            If the pictures do not have this shape or hold NaN.
         """
         x, below, at = self.checked(images), self._live[0], dict[str, Tensor]()
         for name in sorted(self.blocks if blocks is None else set(blocks), key=self.index):
@@ -417,16 +430,17 @@ class Network:
 
     @exact_convolutions()
     def logits(self, images: Tensor) -> Tensor:
-        """Logits (N, classes) of normalised pictures (N, 3, H, W)."""
+        """Logits (N, classes) of normalised pictures (N, channels, H, W)."""
         return self.model(self.checked(images))
 
     def checked(self, x: Tensor, block: str | None = None) -> Tensor:
-        """Pictures, or a block's pre-activations, on the network's device.
+        """Pictures, or a block's pre-activations, on the network's device and of its ``dtype``.
 
         Raises
         ------
         ValueError
-            If they do not have the shape (N, C, H, W), or hold NaN or infinite values.
+            If they do not have the shape (N, C, H, W), are integers, or hold NaN or infinite
+            values.
         """
         node = self._live[0] if block is None else self.node(block)
         (channel,), shape, what = node.meta["channels"], node.meta["shape"], block or "pictures"
@@ -597,7 +611,7 @@ class Network:
         """Rows and columns of a block's places in pictures of this height and width.
 
         Tokens lie as the map lay that they were made of, behind the class tokens; see
-        :meth:`placeless`.
+        :meth:`placeless` and :func:`gig_helpers.cuts.places`.
 
         Parameters
         ----------
@@ -609,7 +623,7 @@ class Network:
         KeyError
             If the block is unknown.
         ValueError
-            If tokens have no place in the picture.
+            If positions have no place in the picture, or do not lie there row by row.
         """
         own, size = self.own_size(block, image_size), self._placed.get(self.node(block))
         if size is not None and len(own) < 2:  # tokens: the map grows as the picture does

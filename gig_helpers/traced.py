@@ -229,11 +229,11 @@ def trace(
     for node in traced.graph.nodes:
         if node.op == "get_attr":
             building.made[node] = operator.attrgetter(node.target)(traced)
-        elif node.op == "call_function":
-            building.made[node] = building.stand_in(node)
         elif node.op == "placeholder":
             building.made[node] = building.images
-        else:
+        elif node.op == "call_function" and node.users:  # without, an assertion
+            building.made[node] = building.stand_in(node)
+        elif node.op == "output":
             building.graph.output(building.made[node.all_input_nodes[0]])
     building.graph.eliminate_dead_code()
     nodes = [node for node in building.graph.nodes if "shape" in node.meta]

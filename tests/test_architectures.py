@@ -25,6 +25,7 @@ from gig_helpers import (
     illustrate,
     load_pictures,
     sample,
+    save_html,
     srd,
 )
 from gig_helpers.data.weights import Preprocessing
@@ -313,3 +314,64 @@ def test_own_classes_from_pictures_to_graph(tmp_path, monkeypatch):
     assert labels and labels <= set(names)
     about = " ".join(interactive_graph(shown).data[-1].text)
     assert "oak" in about and not set(class_names()[:5]) & set(about.replace("<br>", " ").split())
+
+
+KINDS = {
+    "one channel, oblong": (torch.float32, 1, (24, 40)),
+    "half": (torch.float16, 3, (32, 32)),
+    "bfloat16": (torch.bfloat16, 3, (32, 32)),
+    "float64, oblong": (torch.float64, 3, (40, 24)),
+    "made double": (torch.float32, 1, (32, 32)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_from_pictures_to_graph_in_other_types_channels_and_shapes(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("GIG_ARTIFACTS", str(tmp_path / "made"))
+    dtype, channels, size = KINDS[kind]
+    noise = torch.rand(8, 50, 70, 3, generator=torch.Generator().manual_seed(0)) * 255
+    (tmp_path / "noise").mkdir()
+    for n, values in enumerate(noise.byte().numpy()):
+        Image.fromarray(values).save(tmp_path / "noise" / f"{n}.png")
+    torch.manual_seed(0)
+    layers = nn.Conv2d(channels, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1)
+    head = nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    model = randomised(nn.Sequential(*layers, *head)).to(dtype)
+    network = Network(model, device="cpu", input_size=size)
+    network = network.double() if kind == "made double" else network
+    pictures = load_pictures(str(tmp_path / "noise"), network)
+    assert pictures[[0]].shape == (1, channels, *size)
+    profile = Profile(per_image=4, families=None)
+    pfvs = sample(network, pictures, profile)
+    concepts = fit_concepts(pfvs, profile)
+    d = decompose(network, pictures[:2], concepts)
+    assert d.codes[network.blocks[0]].dtype == network.dtype
+    first, last = network.blocks
+    assert network.map_size(first) == (size[0] // 2, size[1] // 2)
+    gamma = attribute(d, first, [0, 1])
+    assert gamma.isfinite().all() and gamma.dtype == network.dtype
+    assert (
+        deletion_insertion(d, last, [0, 1], attribute(d, last, [0, 1]))["logit"]
+        .deletion.y.isfinite()
+        .all()
+    )
+    graph = illustrate(concept_graph(d, [0, 1], top=2, shared=1), d, pfvs)
+    save_html(graph, str(tmp_path / "graph.html"))
+    assert (tmp_path / "graph.html").stat().st_size > 1000
+
+
+STAGES = {
+    "deit_tiny_distilled_patch16_224": ({"depth": 3, "img_size": 32}, (32, 32), {(2, 2)}),
+    "mobilevit_xxs": ({}, (64, 64), {(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)}),
+    "efficientformer_l1": ({}, (224, 224), {(56, 56), (28, 28), (14, 14), (7, 7)}),
+    "test_vit": ({"img_size": 32}, (32, 32), {(2, 2)}),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_default_blocks_are_of_every_stage_and_have_places(name):
+    options, size, expected = STAGES[name]
+    model = timm.create_model(name, num_classes=5, **options)
+    network = Network(model, device="cpu", input_size=size)
+    assert {network.map_size(block) for block in network.blocks} == expected
+    assert all(len(network.node(block).meta["shape"]) > 2 for block in network.blocks)

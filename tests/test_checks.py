@@ -177,6 +177,17 @@ def test_what_gives_no_logits_of_each_picture_is_refused(end, message):
         made(end=end)
 
 
+def test_probabilities_are_taken_with_a_warning_that_says_how_to_have_logits():
+    images = torch.randn(2, 3, *SIZE)
+    with pytest.warns(UserWarning, match="gives probabilities.*output=torch.log"):
+        model, network = made(end=lambda y: y.softmax(1))
+    assert torch.equal(network.logits(images), network.model(images))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        logs = made(end=lambda y: y.softmax(1), output=torch.log)[1]
+    torch.testing.assert_close(logs.logits(images), made()[1].logits(images).log_softmax(1))
+
+
 def test_batch_statistics_are_refused_when_the_network_is_made():
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU(),
@@ -308,9 +319,7 @@ def test_channels_may_be_given():
     assert network.input_size == (6, 8) and network.logits(torch.ones(1, 5, 6, 8)).shape == (1, 3)
     with pytest.raises(TypeError, match=r"pictures \(2, 3, 6, 8\); its forward.*channels, H, W"):
         Network(HeadFirst(4), device="cpu", input_size=(3, 6, 8))
-    with pytest.raises(
-        TypeError, match=r"pictures \(2, 3, 9, 9\), nor with 1 channels, nor with 7"
-    ):
+    with pytest.raises(TypeError, match=r"pictures \(2, 3, 9, 9\) \(nor with 1, 7 chan"):
         Network(nn.Sequential(nn.Conv2d(7, 2, 20), nn.Flatten()), device="cpu", input_size=(9, 9))
 
 

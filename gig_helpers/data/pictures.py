@@ -93,6 +93,7 @@ class Pictures(Dataset):
         image = v2.functional.pil_to_tensor(self.image(int(chosen)))
         picture = v2.functional.to_dtype(image, scale=True)
         own = self.preprocessing
+        picture = v2.functional.rgb_to_grayscale(picture) if len(own.mean) == 1 else picture
         return v2.functional.normalize(picture, list(own.mean), list(own.std))
 
     def image(self, index: int) -> Image.Image:
@@ -111,9 +112,10 @@ class Pictures(Dataset):
             raise UnreadablePicture(f"{self.paths[index]}: {error}") from error
         corners = zip(self.boxes[index], 2 * image.size, strict=True)
         image = image.crop([round(share * length) for share, length in corners])  # type: ignore[arg-type]
-        size, resize, *_, interpolation = self.preprocessing
-        how = v2.InterpolationMode(interpolation)
-        seen = v2.functional.center_crop(v2.functional.resize(image, [resize], how), [size])
+        own = self.preprocessing
+        how = v2.InterpolationMode(own.interpolation)
+        resized = v2.functional.resize(image, own.resized(*image.size), how)
+        seen = v2.functional.center_crop(resized, list(own.crop))
         return _after(self._changes[index], seen)
 
     @property
@@ -128,8 +130,8 @@ class Pictures(Dataset):
         """
         contents = [images.content(file)[0] for file in self.files]
         own: list[Any] = [] if self.preprocessing == Preprocessing() else [self.preprocessing]
-        size = self.preprocessing.size
-        noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+        size = (*self.preprocessing.crop, 3)
+        noise = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
         seen = {each: _after(each, Image.fromarray(noise)).tobytes() for each in {*self.changes}}
         known = {each: hashlib.sha256(content).hexdigest() for each, content in seen.items()}
         own += [known[each] for each in self.changes]

