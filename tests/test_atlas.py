@@ -11,8 +11,10 @@ import torch
 from axe_playwright_python.sync_playwright import Axe
 from conftest import tiny_network
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from gig_helpers import Profile, attribute, decompose, fit_concepts, load_pictures, sample
+from gig_helpers.data.profiles import CHAIN
 from gig_helpers.data.weights import Preprocessing
 from gig_helpers.report import atlas_data
 from gig_helpers.report.atlas import atlas
@@ -108,6 +110,19 @@ def test_relevance_and_rest_make_the_logits_change(chain, found):
 def found_positions(pfvs, block):
     rows, columns = pfvs.network.map_size(block)
     return rows * columns
+
+
+@pytest.mark.slow
+def test_a_photograph_costs_at_most_sixty_passes(network, pictures, artifacts_folder):
+    """In operations, whatever the machine: relevance, edges and iERFs at the chain's six blocks."""
+    profile = Profile(blocks=CHAIN, families=6, pfvs_per_concept=4)
+    pfvs = sample(network, pictures.subset([0, 20, 65]), profile)
+    concepts = fit_concepts(pfvs, profile)
+    with FlopCounterMode(display=False) as one, torch.no_grad():
+        network.logits(pfvs.pictures[[0]])
+    with FlopCounterMode(display=False) as every:
+        atlas(pfvs, concepts, artifacts_folder / "atlas")
+    assert every.get_total_flops() <= 3 * 60 * one.get_total_flops()
 
 
 def test_a_second_run_computes_nothing(chain, found, monkeypatch):

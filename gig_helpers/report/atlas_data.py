@@ -165,7 +165,10 @@ def _brought(
     """One photograph's relevances at every block, where they are, and what they miss."""
     atoms = replace(d, concepts={block: here.at(None) for block, here in d.concepts.items()})
     options: dict[str, Any] = {"rest": True, "tolerance": tolerance, "batch_size": batch_size}
-    whole, parts = d.logits()[0, label], dict[str, Tensor]()
+    last, parts = d.blocks[-1], dict[str, Tensor]()
+    with torch.no_grad():  # from the last block's own map, which is there already
+        x = atoms.reconstruction(last) + atoms.residual(last)
+        whole = d.network.segment(last)(x)[0, label]
     for block, here in d.concepts.items():
         own = attribute(atoms, block, label, positions=True, **options)[0, 0]
         change = whole - empty[block].to(whole)[label]
@@ -196,8 +199,9 @@ def _fed(
     for source, later in zip(d.blocks, d.blocks[1:], strict=False):
         if targets[later]:
             mixed = dict(d.concepts) | {source: d.concepts[source].at(None)}
-            aim = (later, list(targets[later]))
-            edges[source] = attribute(replace(d, concepts=mixed), source, aim, **options)[0]
+            # The rest is handed on: each copy would run the network for it again.
+            own = replace(d, concepts=mixed, rests={source: d.residual(source)})
+            edges[source] = attribute(own, source, (later, list(targets[later])), **options)[0]
     return edges
 
 
