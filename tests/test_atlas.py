@@ -11,8 +11,10 @@ import torch
 from axe_playwright_python.sync_playwright import Axe
 from conftest import tiny_network
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from gig_helpers import Profile, attribute, decompose, fit_concepts, load_pictures, sample
+from gig_helpers.data.profiles import CHAIN
 from gig_helpers.data.weights import Preprocessing
 from gig_helpers.report import atlas_data
 from gig_helpers.report.atlas import atlas
@@ -89,7 +91,7 @@ def test_edges_are_the_mean_over_the_photographs_of_a_class(chain, found):
         attribute(d[[n]], source, (later, targets), rest=True, tolerance=TOLERANCE)[0]
         for n in range(len(d))
     ]
-    brought = concepts[source].gathered(found.fed[0][source][:, :-1])
+    brought = concepts[source].gathered(found.mean_fed(rows)[source][:, :-1])
     torch.testing.assert_close(brought, torch.stack(parts).mean(0)[:, :-1], rtol=1e-4, atol=1e-5)
 
 
@@ -108,6 +110,19 @@ def test_relevance_and_rest_make_the_logits_change(chain, found):
 def found_positions(pfvs, block):
     rows, columns = pfvs.network.map_size(block)
     return rows * columns
+
+
+@pytest.mark.slow
+def test_a_photograph_costs_at_most_sixty_passes(network, pictures, artifacts_folder):
+    """In operations, whatever the machine: relevance, edges and iERFs at the chain's six blocks."""
+    profile = Profile(blocks=CHAIN, families=6, pfvs_per_concept=4)
+    pfvs = sample(network, pictures.subset([0, 20, 65]), profile)
+    concepts = fit_concepts(pfvs, profile)
+    with FlopCounterMode(display=False) as one, torch.no_grad():
+        network.logits(pfvs.pictures[[0]])
+    with FlopCounterMode(display=False) as every:
+        atlas(pfvs, concepts, artifacts_folder / "atlas")
+    assert every.get_total_flops() <= 3 * 60 * one.get_total_flops()
 
 
 def test_a_second_run_computes_nothing(chain, found, monkeypatch):
@@ -270,9 +285,25 @@ def test_a_click_opens_a_node_and_the_address_says_so(opened):
     page.get_by_role("button", name="close its family").click()
     assert page.evaluate(brought) == before
     seen = page.evaluate("() => document.activeElement.ariaLabel")
-    page.keyboard.press("ArrowRight")
+    # To the next block: on a phone the row above.
+    page.keyboard.press("ArrowUp" if page.viewport_size["width"] < 600 else "ArrowRight")
     assert page.evaluate("() => document.activeElement.ariaLabel") != seen
     assert page.locator(".stage line:not(.off)").count()
+
+
+def test_a_photograph_has_its_own_graph(opened, found, chain):
+    _, _, concepts = chain
+    block, here = [*concepts.items()][-1]
+    every = here.gathered(found.relevance[block][found.of_class(0)[:8], :-1])
+    n = int(every.amax(dim=1).argmax())  # of those that the class's page shows
+    relevance = every[n]
+    page = opened("class.html#of=0")
+    page.get_by_role("link", name="Graph of the photograph").nth(n).click()
+    page.get_by_role("heading", name="What junco in ").wait_for()
+    first = page.locator(".stage .column").nth(len(concepts) - 1).locator("button").first
+    title = first.get_attribute("aria-label")
+    assert f"family {int(relevance.argmax())}," in title.replace(":", ",")
+    assert f"+{float(relevance.max()):.3g} for junco in " in title
 
 
 def test_names_stay_text_and_travel(opened, pages, tmp_path):

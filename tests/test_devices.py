@@ -43,6 +43,7 @@ from gig_helpers.extractors.simple import kmeans
 from gig_helpers.gig import class_relevance, gig, integrate
 from gig_helpers.lasso import duality_gap, objective
 from gig_helpers.paths import control_path, strongest_path
+from gig_helpers.report.atlas_data import gather
 from gig_helpers.report.examples import examples, localize, nearest_examples, on_mask
 from gig_helpers.report.fidelity import class_fidelity
 from gig_helpers.report.statistics import compare
@@ -215,6 +216,7 @@ USES = {
     ],
     "localisation": lambda c: localize(
         c.network, c.images[:1], A, torch.ones(c.codes[A].shape[1]), 3),
+    "atlas": lambda c: [*gather(unlabelled(c), c.concepts).relevance.values()],
     "scores on a mask": lambda c: list(on_mask(c.codes[A], c.codes[A] > 0)),
     "comparison": lambda c: torch.tensor(compare(c.codes[A][0, :, 0], c.codes[A][0, :, 1]).mean),
 }  # fmt: skip

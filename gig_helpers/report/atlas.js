@@ -109,7 +109,7 @@ const Atlas = (() => {
 
   const number = (value) => (value === null || value === undefined ? "–"
     : Number(value).toLocaleString("en-GB", { maximumSignificantDigits: 3 }));
-  const signed = (value) => `${value < 0 ? "−" : "+"}${number(Math.abs(value))}`;
+  const signed = (value) => (value ? `${value < 0 ? "−" : "+"}${number(Math.abs(value))}` : "0");
   const plural = (count, what) => `${count.toLocaleString("en-GB")} ${what}${count === 1 ? "" : "s"}`;
   function relevance([mean, low, high]) {
     return low === null ? signed(mean) : `${signed(mean)} [${signed(low)}, ${signed(high)}]`;

@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from .statistics import interval
 PHOTOGRAPH, ALBUM = 160, 8
 """Pixels of a photograph's side, and photographs in a row and in a column of a sheet."""
 
-LOOKS = 6
+LOOKS = 3
 """Crops, for each photograph, that are in colour where the PFV looks: each costs its iERF."""
 
 MOST = 24
@@ -40,6 +40,8 @@ FEEDERS = 8
 
 PLACES = 3
 """Photographs that show where a family is."""
+
+Families: TypeAlias = dict[int, list[Any]]
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -65,8 +67,9 @@ def atlas(
     """Write an atlas of a data set's concepts: a folder of pages that opens from a file.
 
     A page per block with all its families and atoms, one per class with its graph over the data
-    set, and a test of what people see in families. See :mod:`gig_helpers.report.atlas_data` for
-    what is computed; of a run that was killed what is done is found again.
+    set and one per photograph with its own, and a test of what people see in families. See
+    :mod:`gig_helpers.report.atlas_data` for what is computed; what a run that was killed has done
+    is found again.
 
     Parameters
     ----------
@@ -135,7 +138,11 @@ def atlas(
             "photographs": [family["photographs"] for family in families],
         })  # fmt: skip
     for label in found.targets:
-        _give(place, f"class-{label}", _class(blocks, found, label, means))
+        rows = found.of_class(label).tolist()
+        families = {block: table[label] for block, table in means.items()}
+        _give(place, f"class-{label}", _graph(blocks, found, rows, families))
+    for n in range(len(found.pictures)):
+        _give(place, f"photograph-{n}", _graph(blocks, found, [n], _own(blocks, found, n)))
     _give(place, "index", about)
     _page(place, "index", "Atlas of concepts", ["assets/atlas_index.js"])
     _page(place, "class", "What a class rests on", ["assets/atlas_class.js"])
@@ -183,7 +190,7 @@ def _photographs(pfvs: PFVDataset, found: Gathered, place: Path) -> list[list[An
     ]
 
 
-def _means(here: Concepts, found: Gathered) -> dict[int, dict[int, list[Any]]]:
+def _means(here: Concepts, found: Gathered) -> dict[int, Families]:
     """Of each class the families that its photographs use: mean relevance, interval, how many.
 
     The interval stands only where there are two photographs, and of the strongest families.
@@ -204,7 +211,7 @@ def _means(here: Concepts, found: Gathered) -> dict[int, dict[int, list[Any]]]:
 
 
 def _block(
-    pfvs: PFVDataset, here: Concepts, found: Gathered, means: Mapping[int, Mapping[int, list[Any]]],
+    pfvs: PFVDataset, here: Concepts, found: Gathered, means: Mapping[int, Families],
     chosen: Chosen,
 ) -> dict[str, Any]:  # fmt: skip
     """What a block's page says of its families and atoms, but for edges."""
@@ -259,7 +266,8 @@ def _add_edges(
     data: Mapping[str, Mapping[str, Any]], concepts: Mapping[str, Concepts], found: Gathered
 ) -> None:
     """What feeds each family and what it feeds, for each class: mean GIG, the strongest first."""
-    for label, fed in found.fed.items():
+    for label in found.targets:
+        fed = found.mean_fed(found.of_class(label).tolist())
         for (source, values), later in zip(fed.items(), _after(found, fed), strict=True):
             brought = concepts[source].gathered(values[:, :-1])
             for target, row in zip(found.targets[label][later], brought, strict=True):
@@ -276,28 +284,35 @@ def _after(found: Gathered, blocks: Iterable[str]) -> list[str]:
     return [order[order.index(block) + 1] for block in blocks]
 
 
-def _class(
-    concepts: Mapping[str, Concepts], found: Gathered, label: int,
-    means: Mapping[str, Mapping[int, Mapping[int, list[Any]]]],
+def _own(concepts: Mapping[str, Concepts], found: Gathered, n: int) -> dict[str, Families]:
+    """As :func:`_means` of one photograph, which has no interval."""
+    table = {}
+    for block, here in concepts.items():
+        values = here.gathered(found.relevance[block][n, :-1]).tolist()
+        used = found.used[block][n].nonzero()[:, 0].tolist()
+        table[block] = {f: [_rounded(values[f]), None, None, 1] for f in used}
+    return table
+
+
+def _graph(
+    concepts: Mapping[str, Concepts], found: Gathered, rows: Sequence[int],
+    means: Mapping[str, Families],
 ) -> dict[str, Any]:  # fmt: skip
-    """A class's graph: relevance and edges of every atom, of which families are sums."""
-    rows, blocks = found.of_class(label), {}
+    """The graph of photographs of one class: values of every atom, of which families are sums."""
+    fed, blocks = found.mean_fed(rows), {}
     for block in concepts:
         parts = [found.relevance[block][rows].mean(dim=0)[None]]
-        if block in found.fed.get(label, {}):
-            parts.append(found.fed[label][block])
-        values = torch.cat(parts).T
+        values = torch.cat([*parts, fed[block]] if block in fed else parts).T
         some = values[:-1].any(dim=1).nonzero()[:, 0].tolist()
-        atoms = [[atom, *map(_rounded, values[atom].tolist())] for atom in some]
-        families = sorted(means[block][label].items(), key=lambda item: -item[1][0])
+        families = sorted(means[block].items(), key=lambda item: -item[1][0])
         blocks[block] = {
             "families": [[f, *about] for f, about in families if about[0] > 0][:MOST],
-            "targets": found.targets[label][block],
-            "atoms": atoms,
+            "targets": found.targets[int(found.classes[rows[0]])][block],
+            "atoms": [[atom, *map(_rounded, values[atom].tolist())] for atom in some],
             "rest": [*map(_rounded, values[-1].tolist())],
             "gap": _rounded(float(found.gaps[block][rows].mean())),
         }
-    return {"photographs": rows.tolist(), "blocks": blocks}
+    return {"photographs": [*rows], "blocks": blocks}
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@
   // Chunks of some rows, of known height: what they hold is made when they come near.
   function cards(items, card, narrow, high) {
     const columns = Math.max(2, Math.floor((main.clientWidth - 32) / narrow));
-    const size = columns * 8;
+    const size = columns * 4;
     const near = new IntersectionObserver((seen) => {
       for (const { isIntersecting, target } of seen) {
         if (isIntersecting && !target.childElementCount) target.append(...target.items.map(card));
@@ -167,8 +167,8 @@
       frame.append(canvas);
     }
     const [name, label] = about.photographs[n];
-    return make("figure", {}, frame, make("figcaption", {}, classLink(label), make("small", {},
-      `${name}: ${signed(value)}`)));
+    return make("figure", {}, make("a", { href: address("class", { of: `p${n}` }), ariaLabel: `Graph of ${name}` },
+      frame), make("figcaption", {}, classLink(label), make("small", {}, `${name}: ${signed(value)}`)));
   }
 
   function table(f) {
@@ -200,16 +200,25 @@
   }
 
   function kin(f) {
+    const { tree } = here;
     const atomsOf = [...atoms.keys()].filter((atom) => atoms[atom][0] === f);
+    // At the first split of the family, of which the second half has the split's own number.
+    const split = tree.findIndex((from_, t) => t >= here.families && from_ === f);
+    const under = (atom) => {
+      let at = atom;
+      while (at > split) at = tree[at];
+      return at;
+    };
     const parent = here.tree.length && f ? here.tree[f] : null;
-    const children = [...here.tree.keys()].filter((t) => t >= here.families && here.tree[t] === f);
     return make("section", {}, make("h2", {}, "In the tree"),
       parent === null ? null : make("p", {}, `Split ${f} of the clustering parted it from:`),
       parent === null ? null : familyLink(here.name, parent),
-      make("p", {}, `${plural(atomsOf.length, "atom")}${children.length
-        ? `, the finest parts; its first split gives ${f} and ${children[0]}` : ""}:`),
-      make("span", { className: "row" }, atomsOf.slice(0, 60).map((atom) => atoms[atom][2] < 0 ? null
-        : ofBlock(here.name, atoms[atom][2], `atom ${atom}, ${plural(atoms[atom][1], "PFV")}`))));
+      split < 0 ? make("p", {}, "It is one atom, with no parts.")
+        : make("p", {}, `Its ${plural(atomsOf.length, "atom")}, as its first split parts them:`),
+      split < 0 ? null : make("div", { className: "members" }, [f, split].map((half) =>
+        make("div", {}, make("h3", {}, `part ${half}`), make("span", { className: "row" },
+          atomsOf.filter((atom) => under(atom) === half && atoms[atom][2] >= 0).slice(0, 30).map((atom) =>
+            ofBlock(here.name, atoms[atom][2], `atom ${atom}, ${plural(atoms[atom][1], "PFV")}`)))))));
   }
 
   function one(f) {

@@ -9,6 +9,17 @@
   const state = { classes: [], open: new Set(), at: null, top: 5, weakest: 0.1 };
   let graphs, stage, card, drawn;
 
+  // What a graph is of: a class, by its number, or a photograph, "p" and its number in the album.
+  const isPhotograph = (c) => String(c).startsWith("p");
+  const nameOf = (c) => {
+    const shot = about.photographs[String(c).slice(1)];
+    return isPhotograph(c) ? `${className[shot[1]]} in ${shot[0]}` : className[c];
+  };
+  const known = (c) => (isPhotograph(c) ? String(c).slice(1) in about.photographs : c in className);
+  const shots = (c) => graphs[c].photographs.slice(0, 8).map((n) => make("a", {
+    href: address("class", { of: `p${n}` }), ariaLabel: `Graph of the photograph ${about.photographs[n][0]}`,
+  }, photograph(n, "")));
+
   // A node is what a cut of the tree at `since` calls `label`; a family, cut at the block's level.
   const idOf = ({ name, label, since }) => `${name}/${label}@${since}`;
   const family = (name, label) => ({ name, label, since: block[name].families, family: label });
@@ -61,7 +72,7 @@
     const text = called(node.name, node.family);
     const made = make("button", { type: "button", tabIndex: -1, ariaPressed: "false" }, picture(node));
     made.setAttribute("aria-label", `${title_(node)}${text ? `, ${text}` : ""}: ${
-      state.classes.map((c) => `${signed(brings(c, node))} for ${className[c]}`).join(", ")}`);
+      state.classes.map((c) => `${signed(brings(c, node))} for ${nameOf(c)}`).join(", ")}`);
     let before = null;
     made.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && select(id));
     made.addEventListener("focus", () => select(id));
@@ -108,7 +119,7 @@
     const ends = state.classes.map((c) => {
       const made = make("button", { type: "button", tabIndex: -1, ariaPressed: "false" },
         photograph(graphs[c].photographs[0], ""));
-      made.setAttribute("aria-label", `class ${className[c]}`);
+      made.setAttribute("aria-label", `class ${nameOf(c)}`);
       drawn.set(`class/${c}`, { element: made, button: made });
       for (const come of ["focus", "click"]) made.addEventListener(come, () => select(`class/${c}`));
       return made;
@@ -150,10 +161,13 @@
     if (!svg) return;
     Object.assign(svg.style, { width: `${stage.scrollWidth}px`, height: `${stage.scrollHeight}px` });
     const origin = stage.getBoundingClientRect();
-    const side = (id, right) => {
-      const box = drawn.get(id).element.getBoundingClientRect();
-      return [(right ? box.right : box.left) - origin.left + stage.scrollLeft,
-        (box.top + box.bottom) / 2 - origin.top];
+    // On a phone blocks are rows, with the class on top.
+    const rows = upright();
+    const side = (id, leaving) => {
+      const { left, right, top, bottom } = drawn.get(id).element.getBoundingClientRect();
+      const x = rows ? (left + right) / 2 : leaving ? right : left;
+      const y = !rows ? (top + bottom) / 2 : leaving ? top : bottom;
+      return [x - origin.left + stage.scrollLeft, y - origin.top];
     };
     svg.replaceChildren(...edges().filter(({ weight }) => weight >= state.weakest)
       .sort((a, b) => a.weight - b.weight).map(({ from, to, of, value, weight }) => {
@@ -198,9 +212,8 @@
   function said(id) {
     const { node } = drawn.get(id);
     if (!node) {
-      const c = Number(id.split("/")[1]);
-      return [make("p", {}, make("b", {}, className[c])), make("span", { className: "row" },
-        graphs[c].photographs.slice(0, 8).map((n) => photograph(n)))];
+      const c = id.split("/")[1];
+      return [make("p", {}, make("b", {}, nameOf(c))), make("span", { className: "row" }, shots(c))];
     }
     const text = called(node.name, node.family);
     const crops = node.since === block[node.name].families
@@ -223,13 +236,15 @@
     }
     return [make("p", {}, make("b", {}, title_(node)), text ? ` “${text}”` : "", ` · ${
       plural(node.atoms.length, "atom")} · `, state.classes.map((c) =>
-      `${signed(brings(c, node))} for ${className[c]}`).join(", ")),
+      `${signed(brings(c, node))} for ${nameOf(c)}`).join(", ")),
     make("div", { className: "controls" }, make("span", { className: "row" }, crops), ...controls),
     way("fed by", all.filter(({ to }) => to === into), "from"),
     way("feeds", all.filter(({ from }) => from === id), "to")].filter(Boolean);
   }
 
-  // Arrows go up and down a column, and to the nearest node of the next one.
+  const upright = () => getComputedStyle(stage).flexDirection !== "row";
+
+  // Arrows go along a block, and to the nearest node of the next one.
   function step(event) {
     const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     const buttons = [...stage.querySelectorAll("button")];
@@ -239,9 +254,12 @@
     event.preventDefault();
     const centre = (e) => ((box) => [box.left + box.width / 2, box.top + box.height / 2])(e.getBoundingClientRect());
     const [x, y] = centre(buttons[here]);
-    const far = (e) => ((c) => way[0] ? Math.hypot(c[0] - x, (c[1] - y) / 10) : Math.abs(c[1] - y))(centre(e));
-    const ahead = (e) => ((c) => way[0] ? (c[0] - x) * way[0] > 20
-      : Math.abs(c[0] - x) < 20 && (c[1] - y) * way[1] > 5)(centre(e));
+    const own = buttons[here].closest(".column");
+    const across = upright() ? way[1] : way[0];
+    const ahead = (e) => ((c) => (c[0] - x) * way[0] + (c[1] - y) * way[1] > 5
+      && (e.closest(".column") === own) === !across)(centre(e));
+    const far = (e) => ((c) => Math.hypot((c[0] - x) * (way[0] ? 10 : 1),
+      (c[1] - y) * (way[1] ? 10 : 1)))(centre(e));
     const next = buttons.filter(ahead).sort((a, b) => far(a) - far(b))[0];
     if (!next) return undefined;
     buttons.forEach((e) => (e.tabIndex = e === next ? 0 : -1));
@@ -251,7 +269,7 @@
   function legend() {
     const line = (of, dash, width) => `<svg aria-hidden="true"><line class="of-${of}" x1="0" y1="50%" x2="100%"
       y2="50%" stroke-width="${width}" stroke-dasharray="${dash}"/></svg>`;
-    const kinds = state.classes.map((c, of) => [of, "", 4, `brings, for ${className[c]}`]);
+    const kinds = state.classes.map((c, of) => [of, "", 4, `brings, for ${nameOf(c)}`]);
     return make("div", { className: "legend" }, [...kinds, [0, "5 4", 2, "takes"]].map(([of, dash, width, text]) =>
       make("span", { innerHTML: line(of, dash, width) }, text)));
   }
@@ -277,7 +295,7 @@
   }
 
   async function taken(c) {
-    const { photographs, blocks } = await load(`class-${c}`);
+    const { photographs, blocks } = await load(isPhotograph(c) ? `photograph-${c.slice(1)}` : `class-${c}`);
     const made = Object.entries(blocks).map(([name, { atoms, ...rest }]) =>
       [name, { ...rest, values: new Map(atoms.map(([atom, ...values]) => [atom, values])) }]);
     return [c, { photographs, ...Object.fromEntries(made) }];
@@ -285,8 +303,7 @@
 
   addEventListener("resize", () => stage && requestAnimationFrame(lines));
   page(async (hash) => {
-    const known = (key) => (hash.has(key) && Number(hash.get(key)) in className ? [Number(hash.get(key))] : []);
-    state.classes = [...new Set([...known("of"), ...known("and")])];
+    state.classes = [...new Set([hash.get("of"), hash.get("and")].filter((c) => c && known(c)))];
     const pick = classSearch("class", (c) => c !== null && go({ of: c }));
     if (!state.classes.length) {
       main.replaceChildren(title, make("p", {}, "Which class? ", make("a", { href: "index.html" }, "See all.")), pick);
@@ -296,12 +313,12 @@
     state.open = new Set((hash.get("open") ?? "").split(" ").filter(Boolean));
     await Promise.all([...state.open].map((id) => load(block[id.replace(/\/[^/]*$/, "")].slug)));
     state.at = hash.get("at");
-    const names = state.classes.map((c) => className[c]);
+    const names = state.classes.map((c) => nameOf(c));
     title.textContent = `What ${names.join(" and ")} rest${names.length === 1 ? "s" : ""} on`;
     document.title = title.textContent;
     const [first] = state.classes;
-    const other = classSearch("compare with", (c) => go(c === null || c === first ? { of: first } : { of: first, and: c }));
-    stage = make("div", { className: "stage", role: "group", ariaLabel: "Graph of families, pixels' side first" });
+    const other = classSearch("compare with", (c) => go(c === null || String(c) === first ? { of: first } : { of: first, and: c }));
+    stage = make("div", { className: "stage", role: "group", ariaLabel: "Graph of families" });
     stage.addEventListener("keydown", step);
     card = make("div", { className: "about" });
     const controls = make("div", { className: "controls" },
@@ -312,18 +329,17 @@
         state.weakest = value;
         lines();
       }));
-    const shots = make("span", { className: "row" }, state.classes.flatMap((c) =>
-      graphs[c].photographs.slice(0, 6).map((n) => photograph(n))));
+    const photographs = make("span", { className: "row" }, state.classes.flatMap(shots));
     const gap = Math.max(...state.classes.flatMap((c) => about.blocks.map(({ name }) => graphs[c][name].gap)));
-    main.replaceChildren(title, make("div", { className: "controls" }, pick, other), shots,
+    main.replaceChildren(title, make("div", { className: "controls" }, pick, other), photographs,
       make("section", {}, make("h2", {}, "Its graph over the data set"),
-        make("p", {}, "From the pixels' side to the class, in each block the family that brings most on top. ",
+        make("p", {}, "From the pixels' side to the class, in each block the family that brings most first. ",
           ...state.classes.map((c) => make("a", { className: "chip", href: `#list-${c}`, onclick: jump },
-            `As a list: ${className[c]}`))), controls, legend(), card, stage,
+            `As a list: ${nameOf(c)}`))), controls, legend(), card, stage,
         make("small", {}, "Values are means over the class's photographs: relevance for the class (eq. 7), on "
           + "lines GIG (eq. 5). Lines lead to the families whose inputs were asked for, the strongest of each "
           + `class and block. Attributions miss at most ${(100 * gap).toFixed(0)} % of the class's change in a mean.`)),
-      ...state.classes.map((c) => make("section", { id: `list-${c}` }, make("h2", {}, `Families that bring ${className[c]}, most first`),
+      ...state.classes.map((c) => make("section", { id: `list-${c}` }, make("h2", {}, `Families that bring ${nameOf(c)}, most first`),
         make("div", { className: "sides" }, lists(c)))));
     draw();
   });

@@ -55,14 +55,18 @@ class Gathered:
     targets
         ``{class: {block: [family, …]}}``, those with the largest mean relevance.
     fed
-        ``{class: {block: (T, k + 1)}}``: mean GIG (eq. 5) of the block's atoms, and of its rest,
-        for the next block's targets.
+        ``{block: (T, k + 1)}`` of each photograph: GIG (eq. 5) of the block's atoms, and of its
+        rest, for the next block's targets.
 
     Examples
     --------
-    >>> found = Gathered([4, 9], torch.tensor([7, 7]), {"a": torch.ones(2, 3)}, {}, {}, {}, {}, {})
+    >>> fed = [{"a": torch.zeros(1, 3)}, {"a": torch.ones(1, 3)}]
+    >>> relevance = {"a": torch.ones(2, 3)}
+    >>> found = Gathered([4, 9], torch.tensor([7, 7]), relevance, {}, {}, {}, {}, fed)
     >>> found.of_class(7).tolist(), found.of_class(8).tolist()
     ([0, 1], [])
+    >>> found.mean_fed([0, 1])["a"].tolist()
+    [[0.5, 0.5, 0.5]]
     """
 
     pictures: list[int]
@@ -72,11 +76,16 @@ class Gathered:
     where: dict[str, Tensor]
     gaps: dict[str, Tensor]
     targets: dict[int, dict[str, list[int]]]
-    fed: dict[int, dict[str, Tensor]]
+    fed: list[dict[str, Tensor]]
 
     def of_class(self, label: int) -> Tensor:
         """Which of the photographs (n,) are of a class."""
         return (self.classes == label).nonzero()[:, 0]
+
+    def mean_fed(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """``{block: (T, k + 1)}``, the mean edges of some photographs of one class."""
+        blocks = self.fed[rows[0]]
+        return {b: torch.stack([self.fed[n][b] for n in rows]).mean(dim=0) for b in blocks}
 
 
 def gather(pfvs: PFVDataset, concepts: Mapping[str, Concepts], batch_size: int = 16) -> Gathered:
@@ -130,17 +139,11 @@ def gather(pfvs: PFVDataset, concepts: Mapping[str, Concepts], batch_size: int =
         label: {b: _strongest(relevance[b][of == label], concepts[b]) for b in blocks}
         for label in of.unique().tolist()
     }
-    fed: dict[int, dict[str, list[Tensor]]] = {}
+    fed = []
     for i in tqdm(views, desc="atlas: edges", unit="photograph"):
-        label = int(classes[i])
         d = decompose(network, pfvs.pictures[[i]], concepts)
-        for source, values in _fed(d, targets[label], TOLERANCE, batch_size).items():
-            fed.setdefault(label, {}).setdefault(source, []).append(values)
-    means = {
-        label: {source: torch.stack(values).mean(0) for source, values in of_class.items()}
-        for label, of_class in fed.items()
-    }
-    return Gathered(views, of, relevance, used, where, gaps, targets, means)
+        fed.append(_fed(d, targets[int(classes[i])], TOLERANCE, batch_size))
+    return Gathered(views, of, relevance, used, where, gaps, targets, fed)
 
 
 def _without_concepts(network: Network, here: Concepts) -> Tensor:
@@ -162,7 +165,10 @@ def _brought(
     """One photograph's relevances at every block, where they are, and what they miss."""
     atoms = replace(d, concepts={block: here.at(None) for block, here in d.concepts.items()})
     options: dict[str, Any] = {"rest": True, "tolerance": tolerance, "batch_size": batch_size}
-    whole, parts = d.logits()[0, label], dict[str, Tensor]()
+    last, parts = d.blocks[-1], dict[str, Tensor]()
+    with torch.no_grad():  # from the last block's own map, which is there already
+        x = atoms.reconstruction(last) + atoms.residual(last)
+        whole = d.network.segment(last)(x)[0, label]
     for block, here in d.concepts.items():
         own = attribute(atoms, block, label, positions=True, **options)[0, 0]
         change = whole - empty[block].to(whole)[label]
@@ -193,8 +199,9 @@ def _fed(
     for source, later in zip(d.blocks, d.blocks[1:], strict=False):
         if targets[later]:
             mixed = dict(d.concepts) | {source: d.concepts[source].at(None)}
-            aim = (later, list(targets[later]))
-            edges[source] = attribute(replace(d, concepts=mixed), source, aim, **options)[0]
+            # The rest is handed on: each copy would run the network for it again.
+            own = replace(d, concepts=mixed, rests={source: d.residual(source)})
+            edges[source] = attribute(own, source, (later, list(targets[later])), **options)[0]
     return edges
 
 
