@@ -6,9 +6,9 @@ from importlib import import_module
 from .run import start
 
 NAMES = (
-    "classes", "interlayer", "extractors", "rivals", "controls", "families", "readings", "shared",
-    "graphs", "paths", "edges", "circuits", "sampling", "shortcut", "watermarks", "planted",
-    "scale",
+    "classes", "interlayer", "extractors", "rivals", "early", "fewer", "controls", "families",
+    "readings", "shared", "graphs", "paths", "edges", "circuits", "sampling", "shortcut",
+    "watermarks", "planted", "scale",
 )  # fmt: skip
 PARTS = {name: import_module(f"{__package__}.{name}").make for name in NAMES}
 

@@ -19,9 +19,11 @@ from experiments import (
     circuits,
     classes,
     controls,
+    early,
     edges,
     extractors,
     families,
+    fewer,
     graphs,
     interlayer,
     paths,
@@ -35,7 +37,7 @@ from experiments import (
     shortcut,
     watermarks,
 )
-from gig_helpers import EXTRACTORS, METHODS, Concepts, attribute, decompose
+from gig_helpers import EXTRACTORS, METHODS, Concepts, attribute, decompose, deletion_insertion
 from gig_helpers.data import artifacts, profiles
 from gig_helpers.report.statistics import interval
 from gig_helpers.report.studies import WRONG_TARGET
@@ -134,8 +136,8 @@ def each_of(kept):
 
 
 FILES = (
-    "circuits", "concepts", "controls", "edges", "latents", "other_shortcut", "paths", "planted",
-    "rivals", "shortcut", "watermarks",
+    "circuits", "concepts", "controls", "early", "edges", "fewer", "latents", "other_shortcut",
+    "paths", "planted", "rivals", "shortcut", "watermarks",
 )  # fmt: skip
 
 
@@ -161,6 +163,51 @@ def test_evaluated_pictures_made_no_concept(small):
     kept = ~small.pfvs.held_out("layer4.2")
     concepts = small.concepts("layer4.2")
     assert len(concepts.labels) == len(small.kept("layer4.2")) == int(kept.sum()) < len(kept)
+
+
+def test_one_choice_is_changed_at_a_time(small, monkeypatch):
+    for name, value in {"BLOCKS": ("layer4.2",), "PHOTOGRAPHS": 3, "level": lambda: 8}.items():
+        monkeypatch.setattr(early, name, value)
+    early.make(small)
+    rows = {row["changed"]: row for row in written("early")["rows"]}
+    assert [*rows] == [*early.ARMS]
+    assert fields([*rows.values()]) == fields(artifacts.recorded("early")["rows"])
+    (images, labels), block = small.evaluated(3), "layer4.2"
+    d = decompose(small.network, images, {block: small.concepts(block)})
+    said = [[label] for label in labels]
+    order = attribute(d, block, said, tolerance=early.GAP)
+    curves = deletion_insertion(d, block, said, order, tolerance=early.BRACKET)["agreement"]
+    book = rows["nothing"]
+    assert book["insertion"]["mean"] == pytest.approx(float(curves.auc()[1].mean()), abs=1e-5)
+    assert book["difference"]["minus_book"]["mean"] == 0
+    by_size = deletion_insertion(d, block, said, order.abs(), tolerance=early.BRACKET)["agreement"]
+    found = rows["order by size, |Γ|"]["deletion"]["mean"]
+    assert found == pytest.approx(float(by_size.auc()[0].mean()), abs=1e-5)
+    # With what the Lasso leaves the last state is the network's own map, which it is right about.
+    assert rows["what the Lasso leaves kept"]["kept"]["mean"] == 1
+    assert {name for name, row in rows.items() if row["held"]} == {"the most used held"}
+    assert rows["families for atoms"]["k"] == 8 < book["k"]
+    assert rows["β the mean PFV"]["lambda"] != book["lambda"]
+    # Behind the last block the network is almost linear: helpful concepts keep their promise.
+    sums = {name: value["mean"] for name, value in book["helpful"].items()}
+    assert sums["alone"] == pytest.approx(sums["promised"], rel=0.3) and sums["promised"] > 0
+    assert sums["with all"] < sums["alone"], "the others speak against the class"
+
+
+def test_fewer_photographs_make_as_many_concepts(small, monkeypatch):
+    monkeypatch.setattr(fewer, "BLOCKS", ("layer4.2",))
+    monkeypatch.setattr(fewer, "SHARES", (1, 0.5, 0.1))
+    monkeypatch.setattr(profiles.Profile, "n_concepts", lambda *sizes: min(12, sizes[-1] // 4))
+    fewer.make(small)
+    whole, half = written("fewer")["rows"]  # a tenth has too few PFVs
+    assert fields(half) == fields(artifacts.recorded("fewer")["rows"][1])
+    assert whole["k"] == half["k"] == 12 and whole["photographs"] > half["photographs"]
+    assert whole["error"]["minus_all"]["mean"] == 0 != half["error"]["minus_all"]["mean"]
+    every, some = (fewer._photographs(small, "layer4.2", share) for share in (1, 0.5))
+    left_out = small.pfvs.photographs[small.left_out]
+    assert torch.isin(some, every).all() and not torch.isin(every, left_out).any()
+    ours = fewer._made(small, "layer4.2", every)
+    assert torch.equal(ours.vectors, small.concepts("layer4.2").vectors)
 
 
 def test_extractors_are_compared_at_equal_non_zeros(small, monkeypatch):
