@@ -48,7 +48,8 @@ SEEDS, STEPS, GAP = 3, (1, 2, 3), 0.1
 
 SIZES = Profile(per_image=8, pfvs_per_concept=20, families=8)
 NAMES = "zero one two three four five six seven eight nine".split()
-READY = Preprocessing(size=16, resize=16, mean=(0.3,) * 3, std=(0.4,) * 3)
+WIDTH = 16
+READY = Preprocessing(size=WIDTH, resize=WIDTH, mean=(0.3,) * 3, std=(0.4,) * 3)
 
 
 def convolutions() -> nn.Module:
@@ -88,7 +89,7 @@ def make(_: Run) -> None:
                 row = {"network": make_network.__name__, "planted": planted, "block": block}
                 rows.append(row | _summed([of[block] for of in seeds]))
     own = Run(SIZES, network, clean)
-    write(own, "planted", rows, evaluated=len(held), seeds=SEEDS, mark=SIDE**2 / READY.size**2)
+    write(own, "planted", rows, evaluated=len(held), seeds=SEEDS, mark=(SIDE / WIDTH) ** 2)
 
 
 def _mark(image: Image.Image) -> Image.Image:
@@ -214,7 +215,7 @@ def _summed(seeds: list[dict[str, Any]]) -> dict[str, Any]:
         "minus": tests,
         "suspects": [of["suspect"] for of in seeds],
         "mass": mean(mass),
-        "mass_minus_area": minus(mass, torch.full_like(mass, SIDE**2 / READY.size**2), places),
+        "mass_minus_area": minus(mass, torch.full_like(mass, (SIDE / WIDTH) ** 2), places),
     }
 
 

@@ -156,7 +156,7 @@ def _move(operation: Operation) -> Down:
     """R goes back where values came from, in vectors as squares lie; padding's by norm to all."""
     pull = _pull(operation.again, *operation.inputs)
     square, channels = operation.output.square(), operation.channels[-1]
-    whole = square.sum(channels, keepdim=True)
+    whole = _total(square, channels)
     even = 1 / max(square.numel() // max(whole.numel(), 1), 1)
     share = torch.where(whole == 0, even, square / whole)
 
@@ -179,7 +179,7 @@ def _sum(operation: Operation) -> Down:
     square = _square(v, channels)
     subtracted = operation.node.target is torch.ops.aten.sub.Tensor
     factors = 1, operation.given["alpha"] * (-1 if subtracted else 1)
-    along = [(part * v).sum(channels, keepdim=True) for part in operation.inputs]
+    along = [_total(part * v, channels) for part in operation.inputs]
     ratios = [_quotient(f * each, square) for f, each in zip(factors, along, strict=True)]
     single = _single(operation)
 
@@ -200,10 +200,10 @@ def _cat(operation: Operation) -> Down:
         ratios = [_quotient(_square(part, channels), whole) for part in x]
         return lambda relevance: [level(relevance, channels) * ratio for ratio in ratios]
     mine = [n for n, part in enumerate(parts) if any(part is own for own in x)]
-    norms = [torch.linalg.vector_norm(part, dim=channels, keepdim=True) for part in x]
+    norms = [_norm(part, channels) for part in x]
     sizes = [part.shape[dim] for part in parts]
     places = [d for d in range(1, x[0].ndim) if d not in channels]
-    total = sum(norm.sum(places, keepdim=True) for norm in norms)
+    total: Any = sum(norm.sum(places, keepdim=True) for norm in norms)
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
         pieces = level(relevance, channels).split(sizes, dim + 1)
@@ -593,7 +593,17 @@ def _ratios(
 
 def _square(x: Tensor, channels: tuple[int, ...]) -> Tensor:
     """‖x‖² along the channels, kept; nothing as large as x is made."""
-    return torch.linalg.vector_norm(x, dim=channels, keepdim=True).square()
+    return _norm(x, channels).square()
+
+
+def _total(x: Tensor, channels: tuple[int, ...]) -> Tensor:
+    """The sum along the channels, kept; see :func:`_norm`."""
+    return x[..., None].sum((*channels, x.ndim), keepdim=True)[..., 0]
+
+
+def _norm(x: Tensor, channels: tuple[int, ...]) -> Tensor:
+    """‖x‖ along the channels, kept; without any, each value's own: PyTorch takes none for all."""
+    return torch.linalg.vector_norm(x[..., None], dim=(*channels, x.ndim), keepdim=True)[..., 0]
 
 
 def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
