@@ -10,9 +10,8 @@ vector-Jacobian product what each position brings.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle, product
 from typing import Any
 
 import torch
@@ -21,6 +20,17 @@ from torch.nn import functional as F
 
 from .traced import ACTIVATIONS, MOVES, Node, Window, arguments, pair
 from .traced import operation as _name
+from .windows import (
+    compressed,
+    length,
+    offset_parts,
+    offsets,
+    pool_parts,
+    quotient,
+    seen_at,
+    sharing_ratios,
+    squared,
+)
 
 Down = Callable[[Tensor], Sequence[Tensor]]
 """Relevance (K, …) of K maps at an operation's output to that at its inputs.
@@ -156,7 +166,7 @@ def _move(operation: Operation) -> Down:
     """R goes back where values came from, in vectors as squares lie; padding's by norm to all."""
     pull = _pull(operation.again, *operation.inputs)
     square, channels = operation.output.square(), operation.channels[-1]
-    whole = _total(square, channels)
+    whole = squared(operation.output, channels)
     even = 1 / max(square.numel() // max(whole.numel(), 1), 1)
     share = torch.where(whole == 0, even, square / whole)
 
@@ -176,11 +186,11 @@ def _sum(operation: Operation) -> Down:
     if len(operation.inputs) == 1:
         return hand_on(operation)
     v, channels = operation.target, operation.channels[-1]
-    square = _square(v, channels)
+    square = squared(v, channels)
     subtracted = operation.node.target is torch.ops.aten.sub.Tensor
     factors = 1, operation.given["alpha"] * (-1 if subtracted else 1)
-    along = [_total(part * v, channels) for part in operation.inputs]
-    ratios = [_quotient(f * each, square) for f, each in zip(factors, along, strict=True)]
+    along = [level((part * v)[None], channels)[0] for part in operation.inputs]
+    ratios = [quotient(f * each, square) for f, each in zip(factors, along, strict=True)]
     single = _single(operation)
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
@@ -196,21 +206,21 @@ def _cat(operation: Operation) -> Down:
     channels, x = operation.channels[-1], operation.inputs
     dim, parts = operation.given["dim"] % x[0].ndim, operation.given["tensors"]
     if dim in channels:
-        whole = _square(operation.target, channels)
-        ratios = [_quotient(_square(part, channels), whole) for part in x]
+        whole = squared(operation.target, channels)
+        ratios = [quotient(squared(part, channels), whole) for part in x]
         return lambda relevance: [level(relevance, channels) * ratio for ratio in ratios]
     mine = [n for n, part in enumerate(parts) if any(part is own for own in x)]
-    norms = [_norm(part, channels) for part in x]
+    norms = [length(part, channels) for part in x]
     sizes = [part.shape[dim] for part in parts]
     places = [d for d in range(1, x[0].ndim) if d not in channels]
-    total: Any = sum(norm.sum(places, keepdim=True) for norm in norms)
+    total: Any = sum(each.sum(places, keepdim=True) for each in norms)
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
         pieces = level(relevance, channels).split(sizes, dim + 1)
         above = [d + 1 for d in places]
         lost = sum(p.sum(above, keepdim=True) for n, p in enumerate(pieces) if n not in mine)
         kept = zip((pieces[n] for n in mine), norms, strict=True)
-        return [piece + lost * _quotient(norm, total) for piece, norm in kept]
+        return [piece + lost * quotient(norm, total) for piece, norm in kept]
 
     return down
 
@@ -245,7 +255,7 @@ def share(operation: Operation) -> Down:
     found = sum(
         (a * b[0]).sum() for a, b in zip(x, _pull(operation.again, *x)(v[None]), strict=True)
     )
-    degree = max(1, min(len(x), round(float(_quotient(found, wanted)))))
+    degree = max(1, min(len(x), round(float(quotient(found, wanted)))))
     if not (found - degree * wanted).abs() <= 1e-3 * (v.square().sum() + added.square().sum()):
         raise NotImplementedError(_no_rule(operation))
     parts = gradient(operation)
@@ -268,7 +278,7 @@ def gradient(operation: Operation) -> Down:
     [tensor([[[2.]]])]
     """
     v, channels = operation.target, operation.channels
-    unit = _quotient(v, _square(v, channels[-1]))
+    unit = quotient(v, squared(v, channels[-1]))
     pull = _pull(operation.again, *operation.inputs)
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
@@ -302,8 +312,8 @@ def mixer(operation: Operation) -> Down:
     if bias is not None:
         norm = weight.abs() * torch.linalg.vector_norm(x, dim=-2, keepdim=True)
         shift = (bias * v.sum(-2))[..., None]
-        ratios = ratios + shift * _quotient(norm, norm.sum(-1, keepdim=True))
-    ratios = _quotient(ratios, v.square().sum(-2)[..., None])
+        ratios = ratios + shift * quotient(norm, norm.sum(-1, keepdim=True))
+    ratios = quotient(ratios, v.square().sum(-2)[..., None])
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
         here = level(relevance, channels).movedim(channel + 1, -2)
@@ -357,25 +367,25 @@ def conv(operation: Operation) -> Down:
     window = given.get("window") or Window.of(operation.node)
     if operation.fused is None and window.kernel == (1, 1):
         seen = x[..., :: window.stride[0], :: window.stride[1]]
-        ratios = (_square(seen, (1,)) != 0).to(x)  # one part, the whole, or nothing
+        ratios = (squared(seen, (1,)) != 0).to(x)  # one part, the whole, or nothing
     else:
         directions = [v]
         if groups == 1 and 2 * weight.shape[1] <= weight.shape[0]:
-            weight, directions = _compressed(weight, v)
+            weight, directions = compressed(weight, v)
         if operation.fused is None:
-            parts = _offset_parts(x, weight, window, groups, v.shape[2:])
+            parts = offset_parts(x, weight, window, groups, v.shape[2:])
         else:
             window = Window.of(operation.fused)
             over = arguments(operation.fused)["ceil_mode"]
-            parts = (F.conv2d(part, weight) for part in _pool_parts(x, window, over))
-        ratios = _ratios(parts, given["bias"], v, directions)
+            parts = (F.conv2d(part, weight) for part in pool_parts(x, window, over))
+        ratios = sharing_ratios(parts, given["bias"], v, directions)
     (rows, columns), room = x.shape[2:], window.room(x.shape[2:])
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
         here = level(relevance, (1,))[:, :, 0]
         (top, left), below = window.padding, here.new_zeros(*here.shape[:2], *room)
-        for offset, ratio in zip(_offsets(window), ratios.unbind(1), strict=True):
-            _seen(window, below, offset, here.shape[2:]).addcmul_(ratio, here)
+        for offset, ratio in zip(offsets(window), ratios.unbind(1), strict=True):
+            seen_at(window, below, offset, here.shape[2:]).addcmul_(ratio, here)
         return [below[:, :, None, top : top + rows, left : left + columns]]
 
     return down
@@ -424,7 +434,7 @@ def attention(operation: Operation) -> Down:
     given, v, channels = operation.given, operation.target, operation.channels[-1]
     a, moved, weight, x = given["pattern"], given["moved"], given["weight"], operation.inputs[0]
     x = x - given["added"]
-    unit = _quotient(v, _square(v, channels))
+    unit = quotient(v, squared(v, channels))
     mixed = a @ x
     shape = moved(mixed).shape
     (back,) = torch.func.vjp(lambda y: moved(y) @ weight.T, mixed)[1](unit)
@@ -434,7 +444,7 @@ def attention(operation: Operation) -> Down:
     square = torch.einsum("nhjp,ngjp,nphg->njp", a, a, gram)
     norm = square.clamp(min=0).sqrt()[:, None]
     left = 1 - along.sum(-1, keepdim=True)
-    ratios = along + left * _quotient(norm, norm.sum(-1, keepdim=True))
+    ratios = along + left * quotient(norm, norm.sum(-1, keepdim=True))
     pull = _pull(moved, mixed)
 
     def down(relevance: Tensor) -> Sequence[Tensor]:
@@ -491,9 +501,10 @@ def _with_rest(
 ) -> Sequence[Tensor]:
     """Parts, and what relevance they leave, which is shared by the norm of all that comes in."""
     pairs = zip(operation.inputs, operation.channels, strict=False)
-    norms = [torch.linalg.vector_norm(x, dim=own, keepdim=True) for x, own in pairs]
+    norms = [length(x, own) for x, own in pairs]
     left = relevance.flatten(2).sum(2) - sum(part.flatten(2).sum(2) for part in parts)
-    each = _quotient(left, sum(norm.flatten(1).sum(1) for norm in norms))
+    total: Any = sum(norm.flatten(1).sum(1) for norm in norms)
+    each = quotient(left, total)
     shares = [each.reshape(*each.shape, *[1] * (n.ndim - 1)) * n for n in norms]
     found = zip(parts, shares, operation.channels, strict=False)
     return [plus(part, share, own) for part, share, own in found]
@@ -515,96 +526,3 @@ def plus(a: Tensor | None, b: Tensor, channels: tuple[int, ...]) -> Tensor:
     if a is None:
         return b
     return a + b if a.shape == b.shape else level(a, channels) + level(b, channels)
-
-
-def _offsets(window: Window) -> Iterator[tuple[int, int]]:
-    rows, columns = (
-        range(0, kernel * dilation, dilation)
-        for kernel, dilation in zip(window.kernel, window.dilation, strict=True)
-    )
-    return product(rows, columns)
-
-
-def _seen(window: Window, padded: Tensor, offset: tuple[int, int], size: Sequence[int]) -> Tensor:
-    """View of what each of ``size`` output positions sees at this offset."""
-    rows, columns = (
-        slice(first, first + stride * (count - 1) + 1, stride)
-        for first, stride, count in zip(offset, window.stride, size, strict=True)
-    )
-    return padded[..., rows, columns]
-
-
-def _offset_parts(
-    x: Tensor, weight: Tensor, window: Window, groups: int, size: Sequence[int]
-) -> Iterator[Tensor]:
-    """What each kernel offset of a convolution brings to its output, before the shift."""
-    (rows, columns), (height, width) = window.padding, window.room(x.shape[2:])
-    padded = F.pad(x, (columns, width - columns - x.shape[3], rows, height - rows - x.shape[2]))
-    for offset, tap in zip(_offsets(window), weight.flatten(2).unbind(2), strict=True):
-        seen = _seen(window, padded, offset, size)
-        if groups == len(weight) == x.shape[1]:  # depthwise, which a CPU convolves slowly
-            yield seen * tap[:, :, None]
-        else:
-            yield F.conv2d(seen, tap[..., None, None], groups=groups)
-
-
-def _pool_parts(x: Tensor, window: Window, over: bool) -> Iterator[Tensor]:
-    """What max-pooling takes from each offset of its window, (N, C, H, W)."""
-    pooled, index = F.max_pool2d(x, *window, over, return_indices=True)
-    index, size = index.int(), index.shape[2:]  # long integers are slow to compare
-    (rows, columns), (top, left) = x.shape[2:], window.padding
-    place = torch.full(window.room(x.shape[2:]), -1, dtype=index.dtype, device=x.device)
-    number = torch.arange(rows * columns, device=x.device).reshape(rows, columns)
-    place[top : top + rows, left : left + columns] = number
-    for offset in _offsets(window):
-        yield torch.where(index == _seen(window, place, offset, size), pooled, 0)
-
-
-def _compressed(weight: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """A weight with as few outputs as inputs, and the target's directions for its parts.
-
-    At an offset with s·W = QR, R x has the length of s·W x, and ⟨s·W x, v⟩ = ⟨R x, Qᵀv⟩.
-    """
-    outputs, inputs, *kernel = weight.shape
-    q, r = torch.linalg.qr(weight.flatten(2).permute(2, 0, 1))
-    turned = F.conv2d(target, q.transpose(1, 2).reshape(-1, outputs, 1, 1))
-    return r.permute(1, 2, 0).reshape(inputs, inputs, *kernel), list(turned.split(inputs, 1))
-
-
-def _ratios(
-    parts: Iterable[Tensor], shift: Tensor | None, target: Tensor, directions: Iterable[Tensor]
-) -> Tensor:
-    """μ of each part (N, C, H, W) in the target, (N, parts, H, W).
-
-    μ = (⟨part, v⟩ + ⟨b, v⟩ · ‖part‖ / Σ‖part‖) / ‖v‖²; 0/0 is 0. The inner products are taken with
-    the directions in turn.
-    """
-    along, norms = [], []
-    for part, direction in zip(parts, cycle(directions), strict=False):
-        along.append((part * direction).sum(1))
-        norms.append(torch.linalg.vector_norm(part, dim=1))
-    ratios = torch.stack(along, 1)
-    if shift is not None:
-        norm = torch.stack(norms, 1)
-        bias = torch.einsum("c,nchw->nhw", shift, target)
-        ratios += bias[:, None] * _quotient(norm, norm.sum(1, keepdim=True))
-    return _quotient(ratios, _square(target, (1,)))
-
-
-def _square(x: Tensor, channels: tuple[int, ...]) -> Tensor:
-    """‖x‖² along the channels, kept; nothing as large as x is made."""
-    return _norm(x, channels).square()
-
-
-def _total(x: Tensor, channels: tuple[int, ...]) -> Tensor:
-    """The sum along the channels, kept; see :func:`_norm`."""
-    return x[..., None].sum((*channels, x.ndim), keepdim=True)[..., 0]
-
-
-def _norm(x: Tensor, channels: tuple[int, ...]) -> Tensor:
-    """‖x‖ along the channels, kept; without any, each value's own: PyTorch takes none for all."""
-    return torch.linalg.vector_norm(x[..., None], dim=(*channels, x.ndim), keepdim=True)[..., 0]
-
-
-def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
-    return torch.where(denominator == 0, 0, numerator / denominator)

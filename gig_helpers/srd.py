@@ -48,6 +48,7 @@ from .traced import (
     live_inputs,
     operation,
 )  # fmt: skip
+from .windows import crop_corners, crop_edge
 
 _TOLERANCE = 0.01
 """How far off its logit, of which it is a share, relevance may sum without a warning."""
@@ -204,11 +205,11 @@ def ierf(
             f"expected a direction ({network.channels(block)},), got {tuple(direction.shape)}"
         )
     field = network.receptive_field(block)
-    window = size if field is None else [_crop_edge(edge, *field[:2]) for edge in size]
+    window = size if field is None else [crop_edge(edge, *field[:2]) for edge in size]
     if field is not None and per_image * window[0] * window[1] < size[0] * size[1]:
         # One crop per PFV; as many at a time as have the area of batch_size pictures.
         owner = [i for i in range(count) for _ in range(per_image)]
-        corners, places = _corners(field, places.reshape(-1, 1, 2), size, window)
+        corners, places = crop_corners(field, places.reshape(-1, 1, 2), size, window)
         batch_size = batch_size * size[0] * size[1] // (window[0] * window[1])
     else:
         owner, corners, window = list(range(count)), places.new_zeros(count, 2), size
@@ -430,7 +431,7 @@ def _attended(node: Node) -> Node | None:
     return value if fits and known and len(node.meta["shape"]) == 4 else None
 
 
-# ---------------------------------------------------------------------------- crops and checks
+# ---------------------------------------------------------------------------- checks
 
 
 def _check_sums(maps: Tensor, logits: Tensor, level: str, first: int) -> None:
@@ -447,28 +448,6 @@ def _check_sums(maps: Tensor, logits: Tensor, level: str, first: int) -> None:
             'rule="gradient" does not add up',
             stacklevel=5,
         )
-
-
-def _crop_edge(edge: int, size: int, step: int) -> int:
-    """Pixels of the shortest crop that holds any receptive field of this size and stays in step."""
-    shortest = size + step - 1
-    return min(edge, shortest + (edge - shortest) % step)
-
-
-def _corners(
-    field: tuple[int, int, int], positions: Tensor, size: list[int], window: list[int]
-) -> tuple[Tensor, Tensor]:
-    """Upper left corners (M, 2) of the crops, and the positions within them.
-
-    A corner is a multiple of the step, so that every stride falls as in the whole picture, and a
-    receptive field that reaches over the picture's edge gets a crop that ends there: padding is
-    where it was.
-    """
-    _, step, start = field
-    room = torch.tensor(size) - torch.tensor(window)
-    corners = (start + step * positions[:, 0]).clamp(min=0) // step * step
-    corners = torch.minimum(corners, room)
-    return corners, positions - corners[:, None] // step
 
 
 def _checked_images(network: Network, images: Tensor, batch_size: int) -> Tensor:

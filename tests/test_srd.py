@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_network, randomised
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models import VisionTransformer
 from torchvision.models.resnet import Bottleneck
 
-from gig_helpers import Network, load_pictures, rules, srd
+from gig_helpers import EXTRACTORS, Network, load_pictures, rules, srd
 
 # ------------------------------------------------------------------------- brute force
 
@@ -477,6 +479,50 @@ def test_along_the_direction_of_a_latent():
     with pytest.raises(ValueError, match=r"expected a direction \(3,\), got \(4,\)"):
         srd.ierf(network, IMAGE[None], "0", place, direction=torch.ones(4))
     agree(*alike)
+
+
+@pytest.mark.slow
+def test_ierfs_of_latents_in_a_trained_transformer():
+    """What a latent's iERF points at is what the latent needs, more than as many other pixels."""
+    digits = load_digits()
+    x = F.interpolate(torch.tensor(digits.images / 8 - 1).float()[:, None], size=16)
+    x, y = x.expand(-1, 3, -1, -1).contiguous(), torch.tensor(digits.target)
+    torch.manual_seed(0)
+    model = VisionTransformer(16, 4, 3, 4, 48, 96, num_classes=10).train()
+    optimiser = torch.optim.AdamW(model.parameters(), 2e-3)
+    for _ in range(14):
+        for part in torch.randperm(1500).split(64):
+            optimiser.zero_grad()
+            F.cross_entropy(model(x[part]), y[part]).backward()
+            optimiser.step()
+    network = Network(model, device="cpu", input_size=(16, 16))
+    block, held = network.blocks[1], x[1500:1540]
+    assert (network.logits(x[1500:]).argmax(1) == y[1500:]).float().mean() > 0.8, "learnt nothing"
+    tokens = network.positions(network.preactivations(x[:600], [block])[block], block)
+    vectors = tokens[:, 1:].flatten(0, 1)  # but for the class token
+    sae = EXTRACTORS["sae"].fit(vectors, vectors.mean(0), 64, 0, epochs=20)
+
+    def activation(images, place, latent):
+        at = network.positions(network.preactivations(images, [block])[block], block)[:, place]
+        return sae.encode(at)[:, latent]
+
+    at = network.positions(network.preactivations(held, [block])[block], block)[:, 1:]
+    codes = sae.encode(at)
+    lost, generator = [], torch.Generator().manual_seed(0)
+    for n, image in enumerate(held):
+        place, latent = divmod(int(codes[n].argmax()), codes.shape[2])
+        where, direction = torch.tensor([[[place + 1]]]), sae.encoder[latent]
+        field = srd.ierf(network, image[None], block, where, direction=direction)[0, 0]
+        assert field.sum().item() == pytest.approx(1, abs=1e-3)
+        without = []
+        for score in (field, *torch.rand(4, 16, 16, generator=generator)):
+            hidden = image.clone()
+            hidden[:, score >= score.flatten().topk(32).values[-1]] = 0
+            without.append(activation(hidden[None], place + 1, latent))
+        before = activation(image[None], place + 1, latent)
+        lost.append(torch.cat([1 - w / before for w in without]))
+    pointed, *random = torch.stack(lost).mean(0).tolist()
+    assert pointed > max(random), (pointed, random)
 
 
 @torch.no_grad()
