@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -15,10 +16,11 @@ from conftest import save_pictures, tiny_network
 from safetensors import safe_open
 
 import gig_helpers
-from gig_helpers import Profile, load_pictures, sample
+from gig_helpers import Profile, decompose, fit_concepts, load_pictures, sample
 from gig_helpers.data import artifacts
 from gig_helpers.data.artifacts import cached, code_of, fingerprint
 from gig_helpers.data.weights import Preprocessing
+from gig_helpers.report.studies import study
 
 pytestmark = pytest.mark.usefixtures("artifacts_folder")
 
@@ -416,6 +418,31 @@ def test_what_pfvs_are_found_again_by(tmp_path, artifacts_folder):
         run(pictures=load_pictures(str(photographs), preprocessing=Preprocessing(16, 20))),
     ]  # fmt: skip
     assert len({plain, *others}) == 1 + len(others) == len(list(artifacts_folder.iterdir()))
+
+
+def test_a_step_is_made_again_when_its_own_code_has_changed(
+    tmp_path, artifacts_folder, monkeypatch
+):
+    network = tiny_network(preprocessing=Preprocessing(16, 16))
+    pictures = load_pictures(str(save_pictures(tmp_path / "pictures", 2)), network)
+    block = network.blocks[0]
+    profile = Profile(per_image=6, blocks=(block,), pfvs_per_concept=3, families=None)
+
+    def made():
+        pfvs = sample(network, pictures, profile)
+        concepts = fit_concepts(pfvs, profile, extractor="kmeans")  # of another module
+        study(decompose(network, pictures[[0]], concepts), block, 0, ["random"], profile)
+        return Counter(path.name.partition("-")[0] for path in artifacts_folder.iterdir())
+
+    before = made()
+    assert made() == before == {"pfv": 1, "concepts": 1, "codes": 1, "study": 1}
+    real = artifacts.code_of
+    for step, module in zip(before, MAKERS.values(), strict=True):
+        monkeypatch.setattr(
+            artifacts, "code_of",
+            lambda it, m=module: real(it) + it.__module__.endswith(f"gig_helpers.{m}") * " changed",
+        )  # fmt: skip
+        assert made()[step] > before[step], step
 
 
 @pytest.mark.parametrize("name", ["concepts", "classes", "interlayer"])

@@ -270,6 +270,8 @@ def test_options_of_a_fit_are_kept_apart(sampled, artifacts_folder, monkeypatch)
         fit(k=7), fit(seed=1), fit(extractor="random_pfvs"), fit(held_out=True),
         fit(extractor="sae_short"), fit(extractor="kmeans"), fit(per_image=4),
     ]  # fmt: skip
+    by_profile = fit_concepts(sampled, replace(PROFILE, seed=1), [block])[block]
+    assert by_profile.fingerprint == others[1].fingerprint, "the profile's seed is as good"
     with monkeypatch.context() as patch:
         patch.setattr("gig_helpers.lasso.wanted_nonzeros", lambda *_: 1.0)
         others.append(fit())

@@ -40,12 +40,17 @@ def test_ierfs_and_examples_belong_to_their_pictures(photographs):
         torch.testing.assert_close(maps[row], alone, rtol=1e-3, atol=1e-6)
     with pytest.raises(ValueError, match="no PFV of layer1.1 was asked for"):
         ierfs(pfvs, "layer1.1", [])
-    for example in examples(pfvs, "layer1.1", rows):
+    shifted = 0
+    for example, field in zip(examples(pfvs, "layer1.1", rows), maps, strict=True):
         left, top, side = example.square
+        shifted += left != top
+        held = example.ierf[top : top + side, left : left + side].clip(0).sum()
+        assert held >= 0.7 * float(field.clamp(min=0).sum()) - 1e-6 or side == len(field)
         edge = example.crop.shape[0]
         assert example.crop.shape == (edge, edge, 3) and example.ierf.shape == (edge, edge)
         assert 0 <= left <= edge - side and 0 <= top <= edge - side
         assert example.label == "junco"
+    assert shifted, "near an edge of the picture, where left and top differ"
 
 
 def test_square_is_the_smallest_square_that_holds_the_share():

@@ -39,7 +39,7 @@ from experiments import (
 )
 from gig_helpers import EXTRACTORS, METHODS, Concepts, attribute, decompose, deletion_insertion
 from gig_helpers.data import artifacts, profiles
-from gig_helpers.report.statistics import interval
+from gig_helpers.report.statistics import compare, interval
 from gig_helpers.report.studies import WRONG_TARGET
 
 BLOCKS = ("layer3.5", "layer4.2")
@@ -152,6 +152,27 @@ def test_recorded_intervals_follow_from_the_values_that_are_kept(name):
         wild = each.abs().max() > 20 * each.abs().median()
         for of in ("mean",) if wild else ("mean", "low", "high"):
             assert record[of] == pytest.approx(getattr(again, of), rel=1e-3, abs=1e-4)
+
+
+def test_intervals_of_places_that_are_read_together_are_wider():
+    values = torch.randn(30, generator=torch.Generator().manual_seed(0))
+    for places, confidence in ((1, 0.95), (10, 0.995)):
+        found = run.minus(values, 0 * values, places)
+        wanted = compare(values, 0 * values, confidence)
+        assert found["confidence"] == pytest.approx(confidence)
+        assert (found["low"], found["high"]) == pytest.approx((wanted.low, wanted.high))
+    arms = {"one": values, "other": 0 * values}
+    assert run.minus_others(arms, "one", 10)["other"] == found
+
+
+def test_errors_are_measured_on_one_pfv_of_a_photograph(small):
+    left_out, seen = extractors.one_per_photograph(small, "layer4.2")
+    x, owner = small.pfvs.vectors("layer4.2"), small.pfvs.picture_ids("layer4.2")
+    numbers = small.pfvs.photographs[owner]
+    first = {p: int((numbers == p).nonzero()[0]) for p in numbers.unique().tolist()}
+    for part, mine in ((left_out, lambda p: p % 4 == 0), (seen, lambda p: p % 4 > 0)):
+        wanted = x[[row for p, row in first.items() if mine(p)]]
+        assert sorted(part.cpu().tolist()) == sorted(wanted.tolist())
 
 
 def test_evaluated_pictures_made_no_concept(small):

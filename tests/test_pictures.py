@@ -45,7 +45,8 @@ def test_several_indices_give_a_batch(pictures):
     for several in ([3, 0], range(3, -1, -3), slice(3, None, -3), torch.tensor([3, 0])):
         some = pictures.subset(range(4))[several]
         assert torch.equal(some, expected), several
-    assert torch.equal(pictures[[3]], expected[:1])
+    for one in ([3], torch.tensor([3])):
+        assert torch.equal(pictures[one], expected[:1])
     assert torch.equal(pictures[torch.tensor(3)], expected[0])
     assert torch.equal(pictures.subset([0, 3])[-1], expected[0])
     assert len(list(pictures.subset([0, 3]))) == 2
@@ -72,13 +73,35 @@ def test_tensor_is_the_image_normalised(pictures):
     np.testing.assert_allclose(pictures[7].permute(1, 2, 0).numpy(), expected, atol=1e-5)
 
 
+def test_pictures_are_made_ready_as_their_network_asks(tmp_path):
+    """Left half black, right half white, twice as wide as high: by hand."""
+    pixels = np.zeros((60, 120, 3), dtype=np.uint8)
+    pixels[:, 60:] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    mean, std = (0.1, 0.2, 0.4), (0.5, 0.25, 0.2)
+    (seen,) = load_pictures(str(tmp_path), preprocessing=Preprocessing(20, 40, mean, std))[[0]]
+    # The shorter side is 40, the longer 80: of the middle 20 columns 10 are either side's.
+    assert seen.shape == (3, 20, 20)
+    for value, columns in ((0.0, slice(0, 8)), (1.0, slice(12, 20))):
+        expected = [(value - m) / s for m, s in zip(mean, std, strict=True)]
+        wanted = torch.tensor(expected)[:, None, None].expand(3, 20, 8)
+        torch.testing.assert_close(seen[:, :, columns], wanted)
+    edge = seen[0, 0].diff()
+    assert edge.max() == edge[9], "not squashed, not shifted"
+    assert edge[9] > 2 * edge[7], "a squashed edge is half as steep"
+
+
 def test_labels_come_from_the_nearest_folder(picture_folder):
+    (picture_folder / "junco" / "house_finch" / "more").mkdir(parents=True)
+    source, nested = picture_folder / "junco" / "b.png", "junco/house_finch/more/f.png"
+    (picture_folder / nested).write_bytes(source.read_bytes())
     pictures = load_pictures(str(picture_folder))
     labels = dict(zip(pictures.paths, pictures.labels, strict=True))
     assert labels == {
         "n01534433/a.png": 13,
         "junco/b.png": 13,
         "house_finch/c.JPG": 12,
+        nested: 12,
         "other/d.png": None,
         "e.png": None,
     }
@@ -88,6 +111,10 @@ def test_labels_come_from_the_nearest_folder(picture_folder):
 def test_fingerprint_follows_the_files(picture_folder):
     before = load_pictures(str(picture_folder)).fingerprint
     assert before == load_pictures(str(picture_folder)).fingerprint
+    whole = load_pictures(str(picture_folder))
+    others = [replace(whole, boxes=((0.0, 0.0, 0.5, 0.5), *whole.boxes[1:]))]
+    others += [replace(whole, paths=("z.png", *whole.paths[1:])), whole.subset([1, 0, 2, 3, 4])]
+    assert len({before, *(other.fingerprint for other in others)}) == 4
     (picture_folder / "e.png").write_bytes(b"shorter")
     assert before != load_pictures(str(picture_folder)).fingerprint
 

@@ -176,6 +176,8 @@ IMAGE = torch.randn(3, 9, 8, dtype=torch.float64, generator=torch.Generator().ma
         (nn.Sequential(nn.Conv2d(3, 3, 3, 2, 2, 2, groups=3), nn.BatchNorm2d(3)), 3),
         (nn.Sequential(nn.Conv2d(3, 6, 5, padding="same", groups=3), nn.BatchNorm2d(6)), 6),
         (nn.Conv2d(3, 4, (1, 3), (2, 1), (0, 1)), 4),
+        (nn.Conv2d(3, 4, 3, padding="same", dilation=2), 4),
+        (nn.Conv2d(3, 4, (3, 2), padding=(2, 0), dilation=(1, 3)), 4),
         (nn.Conv2d(3, 8, 3, 3), 8),
         (nn.Conv2d(3, 5, 1, 2), 5),
         (nn.AvgPool2d(3, 2, 1), 3),
@@ -189,6 +191,8 @@ IMAGE = torch.randn(3, 9, 8, dtype=torch.float64, generator=torch.Generator().ma
     ids=(
         "depthwise", "grouped", "oblong", "patches", "strided 1×1", "mean", "adaptive", "larger",
         "bicubic", "same, even", "transposed", "transposed, grouped",
+        "depthwise", "grouped", "oblong", "dilated", "dilated by columns", "patches",
+        "strided 1×1", "mean", "adaptive", "larger",
     ),
 )  # fmt: skip
 @torch.no_grad()
@@ -239,6 +243,27 @@ class Weighted(Residual):
         return torch.add(x, self.conv(x), alpha=-2)
 
 
+class Subtracted(Residual):
+    def forward(self, x):
+        return x - self.conv(x)
+
+
+class ReadTwice(Residual):
+    def forward(self, x):
+        y = self.conv(x)
+        return torch.cat([x + y, 3 * x - y], 1)
+
+
+class PooledForTwo(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 2, 3, padding=1)
+
+    def forward(self, x):
+        pooled = F.max_pool2d(x, 2, 2)
+        return torch.cat([self.a(pooled), self.b(pooled)], 1)
+
+
 class Joined(nn.Module):
     def __init__(self):
         super().__init__()
@@ -267,13 +292,14 @@ def test_joining_and_gates():
     expected = ratios(conv, each_alone(IMAGE), v) + torch.diag(shortcut.flatten())
     agree(ways(network, IMAGE, "0"), expected)
 
-    network = small(Weighted(), channels=3)
-    conv = network.model[0].conv
-    y = conv(IMAGE[None])[0]
-    v = IMAGE - 2 * y
-    beside, branch = ((part * v).sum(0) / v.square().sum(0) for part in (IMAGE, -2 * y))
-    expected = ratios(conv, each_alone(IMAGE), y) * branch.flatten()
-    agree(ways(network, IMAGE, "0"), expected + torch.diag(beside.flatten()))
+    for times, layer in ((-2, Weighted()), (-1, Subtracted())):
+        network = small(layer, channels=3)
+        conv = network.model[0].conv
+        y = conv(IMAGE[None])[0]
+        v = IMAGE + times * y
+        beside, branch = ((part * v).sum(0) / v.square().sum(0) for part in (IMAGE, times * y))
+        expected = ratios(conv, each_alone(IMAGE), y) * branch.flatten()
+        agree(ways(network, IMAGE, "0"), expected + torch.diag(beside.flatten()))
 
     network = small(Joined(), channels=6)
     a, b = network.model[0].a(IMAGE[None])[0], network.model[0].b(IMAGE[None])[0].tanh()
@@ -284,6 +310,31 @@ def test_joining_and_gates():
     network = small(Gated(), channels=4)
     conv = network.model[0].conv
     agree(ways(network, IMAGE, "0"), ratios(conv, each_alone(IMAGE), conv(IMAGE[None])[0]))
+
+
+@torch.no_grad()
+def test_what_two_read_is_taken_as_one_with_neither():
+    network = small(ReadTwice(), channels=6)
+    conv = network.model[0].conv
+    y = conv(IMAGE[None])[0]
+    one, other = IMAGE + y, 3 * IMAGE - y
+    total = one.square().sum(0) + other.square().sum(0)
+    beside = (IMAGE * one + 3 * IMAGE * other).sum(0) / total
+    branch = (y * one - y * other).sum(0) / total
+    expected = ratios(conv, each_alone(IMAGE), y) * branch.flatten()
+    agree(ways(network, IMAGE, "0"), expected + torch.diag(beside.flatten()))
+
+    network = small(PooledForTwo(), channels=6)
+    pooled, index = F.max_pool2d(IMAGE[None], 2, 2, return_indices=True)
+    places = torch.arange(IMAGE[0].numel())[:, None, None, None]
+    down = ratios(nn.Identity(), pooled[0] * (index == places), pooled[0])
+    a, b = network.model[0].a, network.model[0].b
+    above = [conv(pooled)[0].square().sum(0).flatten() for conv in (a, b)]
+    through = sum(
+        ratios(conv, each_alone(pooled[0]), conv(pooled)[0]) * own / sum(above)
+        for conv, own in zip((a, b), above, strict=True)
+    )
+    agree(ways(network, IMAGE, "0"), down @ through)
 
 
 @torch.no_grad()
@@ -592,6 +643,14 @@ def test_order_and_batch_size_change_nothing():
 
 
 @pytest.mark.filterwarnings("ignore:SRD's relevance")
+def test_every_picture_is_asked_for_its_own_class():
+    network = random_network("basic")
+    images, classes = torch.randn(3, 3, 64, 64), [0, 3, 2]
+    pixels = srd.contributions(network, images, ["pixels"], classes, 1)["pixels"]
+    logits = network.logits(images)[range(3), classes]
+    torch.testing.assert_close(pixels.sum((1, 2)), logits, rtol=1e-3, atol=1e-4)
+
+
 def test_dead_stem_gives_zeros():
     """Every vector above the stem is a shift alone: no part brings anything, 0/0 is 0."""
     model = random_network("v1.5").model

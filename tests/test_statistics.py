@@ -42,6 +42,17 @@ def test_intervals_keep_their_level_at_twelve_pictures(draw):
     assert sum(held) / 400 > 0.925
 
 
+def test_intervals_are_as_wide_as_the_confidence_asks():
+    three = torch.tensor([1.0, 2.0, 3.0])
+    for confidence in (0.5, 0.95, 0.995):
+        ends = stats.t.interval(confidence, 2, loc=2, scale=stats.sem(three.numpy()))
+        for found in (interval(three, confidence), compare(three, 0 * three, confidence)):
+            assert (found.low, found.high) == pytest.approx(ends)
+    many = torch.randn(40, generator=torch.Generator().manual_seed(0)).exp()
+    widths = [(i := interval(many, c)).high - i.low for c in (0.5, 0.9, 0.99)]
+    assert widths[0] < 0.6 * widths[1] < 0.6 * 0.8 * widths[2]
+
+
 def test_equal_values_have_no_spread():
     assert interval(torch.full((5,), 0.25)) == Interval(0.25, 0.25, 0.25)
 

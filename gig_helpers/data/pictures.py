@@ -87,7 +87,8 @@ class Pictures(Dataset):
         return f"{self.name}: {photographs} photographs{views}{labels}"
 
     def __getitem__(self, index: int | Sequence[int] | slice | Tensor) -> Tensor:
-        chosen = np.arange(len(self))[index]
+        # As an array: NumPy takes a tensor of one index for that index alone.
+        chosen = np.arange(len(self))[np.asarray(index) if isinstance(index, Tensor) else index]
         if chosen.ndim:
             return torch.stack([self[n] for n in chosen.tolist()])
         image = v2.functional.pil_to_tensor(self.image(int(chosen)))
