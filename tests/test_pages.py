@@ -84,7 +84,7 @@ SHRUNK, SMALLEST = (
     .map((e) => e.getBoundingClientRect().width / e.naturalWidth))""",
 )
 """How far a phone may shrink a figure, and does: small text, 8.3 points at 110 to the inch, still
-has 9 pixels."""
+has 9 pixels. The moving picture has none but of 10 points, and is seen whole."""
 
 THINGS = "atoms blocks classes concepts families latents PFVs photographs pictures views".split()
 """What there is no half of."""
@@ -253,6 +253,12 @@ def test_the_moving_picture_stands_still_for_who_asks(html, browser):
         for url in (moving, page.evaluate(source))
     ]
     assert frames[0] >= 3 and frames[1] == 1
+    page.context.close()
+
+
+def test_the_summary_is_one_sheet(html, browser):
+    page, _ = _open(browser, (html / "book/summary.html").as_uri(), "desktop, light")
+    assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4"))) == 1
     page.context.close()
 
 
