@@ -71,6 +71,19 @@ def _strong(graph, threshold):
     return [(a, b) for a, b, w in edges if w >= threshold or (b.startswith("class/") and w > 0)]
 
 
+def test_the_page_has_a_title_and_a_language_and_asks_for_pictures(pair, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place in (tmp_path / "a.html", str(tmp_path / "b.html"), "~/c.html"):
+        graph_page.save_html(_shown(pair), place)
+    written = [path.read_text(encoding="utf-8") for path in sorted(tmp_path.glob("*.html"))]
+    assert len(written) == 3
+    for page in written:
+        assert page.startswith('<!doctype html>\n<html lang="en">')
+        assert "<title>Concept graph: class 12 and class 13</title>" in page
+    with pytest.raises(TypeError, match="illustrate"):
+        graph_page.save_html(pair, tmp_path / "graph.html")
+
+
 def test_the_strongest_line_begins_at_a_first_block(pair):
     line = graph_figures.strongest_line(pair, "class/12")
     assert [node.partition("/")[0] for node in line] == [*BLOCKS, "class"]

@@ -159,11 +159,11 @@ def test_a_profile_without_blocks_samples_all_of_them(photographs):
     assert all(every.count(block) == 6 for block in network.blocks)
 
 
-def test_unreadable_pictures_are_skipped_and_listed(photographs, capsys):
+def test_pictures_that_broke_since_they_were_found_are_skipped_and_listed(photographs, capsys):
+    network, pictures = random_network(), load_pictures(str(photographs))
     broken = [photographs / "junco" / name for name in ("00.png", "01.png", "07.png")]
     for path in broken:
         path.write_bytes(b"")
-    network, pictures = random_network(), load_pictures(str(photographs))
     dataset = pfv.sample(network, pictures, PROFILE)
     assert sorted(dataset.skipped) == ["junco/00.png", "junco/01.png", "junco/07.png"]
     assert "skipped 3 of 20" in capsys.readouterr().out
@@ -172,7 +172,7 @@ def test_unreadable_pictures_are_skipped_and_listed(photographs, capsys):
     for path in photographs.rglob("*.png"):
         path.write_bytes(b"no picture")
     with pytest.raises(ValueError, match="no picture of pictures could be read"):
-        pfv.sample(network, load_pictures(str(photographs)), PROFILE)
+        pfv.sample(network, pictures, PROFILE)
 
 
 class Odd(nn.Module):

@@ -126,8 +126,15 @@ def test_a_wrong_class_is_that_of_the_next_picture_that_has_another(d):
     torch.testing.assert_close(kept.importance[WRONG_TARGET], others, **CLOSE)
     direct = deletion_insertion(d, HERE, classes, kept.importance[WRONG_TARGET], tolerance=0.05)
     assert_same_curves(kept.curves[WRONG_TARGET]["logit"], direct["logit"])
+
+
+def test_where_all_are_of_one_class_the_wrong_one_is_said_instead(d, targets):
+    first, second = d.logits().topk(2).indices[0].tolist()
+    for own, instead in ((first, second), (second, first)):
+        one = study(d[[0]], HERE, own, [WRONG_TARGET], PROFILE).importance[WRONG_TARGET]
+        torch.testing.assert_close(one, attribute(d[[0]], HERE, instead, tolerance=0.05), **CLOSE)
     with pytest.raises(ValueError, match="two targets or more"):
-        study(d, HERE, 0, [WRONG_TARGET], PROFILE)
+        study(d, HERE, (LATER, targets[:, :1]), [WRONG_TARGET], PROFILE)
 
 
 def test_a_study_of_later_concepts_is_what_the_functions_find(d, targets):

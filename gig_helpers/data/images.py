@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 
 def suffixes() -> set[str]:
@@ -51,7 +51,9 @@ def read(file: Path | BytesIO, *, draft: bool = False) -> Image.Image:
         with Image.open(file) as opened:
             if draft:
                 opened.draft(None, (1, 1))
-            image = ImageOps.exif_transpose(opened)
+            opened.load()  # a TIFF turns itself
+            turn = _TURNS.get(_orientation(opened))
+            image = opened if turn is None else opened.transpose(turn)
             if image.mode.startswith(("I", "F")):
                 image = Image.fromarray(_bytes(np.asarray(image)))
             elif image.has_transparency_data:
@@ -62,6 +64,24 @@ def read(file: Path | BytesIO, *, draft: bool = False) -> Image.Image:
         raise ValueError("no picture that Pillow reads") from error
     except Exception as error:  # of a broken file a decoder may raise anything
         raise ValueError(str(error) or type(error).__name__) from error
+
+
+_TURNS = {
+    number: Image.Transpose[name]
+    for number, name in {
+        2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
+        6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90",
+    }.items()
+}  # fmt: skip
+"""What undoes an EXIF orientation."""
+
+
+def _orientation(image: Image.Image) -> int:
+    # Not ImageOps.exif_transpose, which writes all of EXIF anew and fails on what it cannot write.
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # a photograph whose EXIF is broken is whole all the same
+        return 1
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:

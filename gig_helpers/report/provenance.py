@@ -59,7 +59,9 @@ def expect(holds: object, words: str, pictures: Pictures) -> None:
     >>> from dataclasses import replace
     >>> from gig_helpers import load_pictures
     >>> pictures = load_pictures("sample")
-    >>> expect(2 > 1, "two is more than one", pictures)
+    >>> expect(1 > 2, "one is more than two", pictures)
+    Traceback (most recent call last):
+    AssertionError: one is more than two
     >>> expect(1 > 2, "one is more than two", replace(pictures, name="mine"))
     Not with these pictures: one is more than two.
     """

@@ -19,7 +19,8 @@ from ..pfv import PFVDataset
 WRONG_TARGET = "wrong target"
 """A control among a study's orders: GIG's for another target.
 
-Of a class the one of the next picture that has another, of concepts another of the picture's own.
+Of a class the one of the next picture that has another, or, where all have the same, what the
+network would say instead; of concepts another of the picture's own.
 """
 
 _WAYS, _PARTS = ("deletion", "insertion"), ("x", "y", "bracket")
@@ -133,7 +134,7 @@ def study(
         choice(name, "method", *METHODS, WRONG_TARGET)
     asked = question(d, source, target)
     own, later = asked.targets.cpu(), asked.later
-    wrong = _wrong(own, later) if WRONG_TARGET in methods else own
+    wrong = _wrong(d, own, later) if WRONG_TARGET in methods else own
     orders = [METHODS["gig" if name == WRONG_TARGET else name] for name in methods]
     place = [name == WRONG_TARGET for name in methods]
     some = d.at(source) if later is None else d.at(source, later)
@@ -154,13 +155,14 @@ def study(
     return Study(each, importance, gaps)
 
 
-def _wrong(own: Tensor, later: str | None) -> Tensor:
+def _wrong(d: Decomposition, own: Tensor, later: str | None) -> Tensor:
     """Another target (N, T) in place of each."""  # noqa: DOC501
     if later is not None or own.shape[1] > 1:
         wrong = own.roll(1, dims=1)
     else:
-        labels = own[:, 0].tolist()
-        others = ((c for c in labels[n:] + labels[:n] if c != own[n]) for n in range(len(own)))
+        labels, likely = own[:, 0].tolist(), d.logits().argsort(dim=1, descending=True).tolist()
+        rows = (labels[n:] + labels[:n] + likely[n][:2] for n in range(len(own)))
+        others = ((c for c in row if c != own[n]) for n, row in enumerate(rows))
         wrong = torch.tensor([[next(rest, own[n])] for n, rest in enumerate(others)])
     if (wrong == own).any():
         raise ValueError(f"{WRONG_TARGET!r} takes two targets or more")
