@@ -24,8 +24,8 @@ ACTIVATIONS = frozenset(
 """Operations that are an activation function of each value alone."""
 
 MOVES = frozenset(
-    "reshape flatten unflatten squeeze unsqueeze permute transpose movedim slice select narrow "
-    "roll flip pad constant_pad_nd expand repeat stack index index_select pixel_shuffle "
+    "reshape flatten unflatten squeeze unsqueeze permute transpose swapaxes mT movedim slice "
+    "select narrow roll flip pad constant_pad_nd expand repeat stack index index_select pixel_shuffle "
     "pixel_unshuffle channel_shuffle clone contiguous".split()
 )
 """Operations that put values in another place."""
