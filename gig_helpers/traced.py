@@ -25,8 +25,8 @@ ACTIVATIONS = frozenset(
 
 MOVES = frozenset(
     "reshape flatten unflatten squeeze unsqueeze permute transpose swapaxes mT movedim slice "
-    "select narrow roll flip pad constant_pad_nd expand repeat stack index index_select pixel_shuffle "
-    "pixel_unshuffle channel_shuffle clone contiguous".split()
+    "select narrow roll flip pad constant_pad_nd expand repeat stack index index_select "
+    "pixel_shuffle pixel_unshuffle channel_shuffle clone contiguous".split()
 )
 """Operations that put values in another place."""
 
