@@ -4,6 +4,7 @@ A refusal is one sentence that says what to do. Not in the paper.
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -158,6 +159,13 @@ def logits_alone(model: nn.Module, given: Any, output: Output = None) -> Tensor:
         raise TypeError(
             f"{name} gives NaN or infinite logits for random pictures: mend its weights"
         )
+    sums = given.sum(1)
+    if given.shape[1] > 1 and (given >= 0).all() and torch.allclose(sums, torch.ones_like(sums)):
+        warnings.warn(
+            f"{name} gives probabilities, which are explained in the place of logits: leave its "
+            "softmax out, or give output=torch.log",
+            stacklevel=3,
+        )
     return given
 
 
@@ -239,6 +247,15 @@ def traced(model: nn.Module, images: Tensor, logits: Tensor) -> tuple[fx.GraphMo
                 "it mix pictures, such as batch norms without running statistics"
             )
 
+    try:
+        fits = _run(made[0], images[1:]).shape == alone.shape
+    except Exception:
+        fits = False
+    if not fits:
+        raise TypeError(
+            f"{name} would be traced for batches of {BATCH} pictures alone: let its forward take "
+            "their number from x.shape[0], and not from len(x)"
+        )
     # Only where it must, for it takes some layers apart, a functional graph; float64 last, for it
     # is a trace more.
     if _close(_run(made[0], images), logits):
@@ -277,8 +294,9 @@ def _exactly(model: nn.Module, images: Tensor, one: _Call, other: _Call) -> bool
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
-    apart = (found - expected).norm() <= _CLOSE[expected.dtype] * expected.norm()
-    return found.shape == expected.shape and bool(apart)
+    if found.shape != expected.shape:
+        return False
+    return bool((found - expected).norm() <= _CLOSE[expected.dtype] * expected.norm())
 
 
 def _first_line(error: Exception) -> str:

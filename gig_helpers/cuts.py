@@ -317,7 +317,7 @@ def _renumbered(
     real = rows > 0
     whole = torch.stack([(rows - 1).div(size[1], rounding_mode="floor"), (rows - 1) % size[1]])
     means = (whole * real).sum(-1) / real.sum(-1).clamp(min=1)
-    at, none = means[:, 0].flatten(1), ~real.any(-1)[0].flatten()
+    at, none = means[:, 0].reshape(2, -1), ~real.any(-1)[0].flatten()
     smaller = _rows_and_columns(at[:, ~none], size)
     if smaller is None:
         return None
@@ -348,7 +348,7 @@ def _rows_and_columns(at: Tensor, size: tuple[int, int]) -> tuple[int, int] | No
     if at.shape[1] == 0 or grid.shape != at.shape or not torch.allclose(grid, at):
         return None
     for values, length in ((down, size[0]), (across, size[1])):
-        step = length / len(values)
-        if values[0] >= step or values[-1] < length - step - 1e-3:
+        step = (values[-1] - values[0]) / (len(values) - 1) if len(values) > 1 else length
+        if values[0] >= step or length - 1 - values[-1] >= step:
             return None
     return len(down), len(across)

@@ -270,6 +270,11 @@ class ByValue(Small):
         return super().forward(x if x.sum() > 0 else -x)
 
 
+class ByLength(Small):
+    def forward(self, x):
+        return super().forward(x).reshape(len(x), -1)
+
+
 class Holding(Small):
     """It keeps what it has computed, as hooks do."""
 
@@ -288,6 +293,7 @@ def test_models_of_other_kinds_are_refused_in_words():
         (script, "TorchScript.*give the Python model"),
         (nn.Sequential(script, nn.Flatten()), "TorchScript.*give the Python model"),
         (quantised, "quantised.*give the float model"),
+        (ByLength(), r"batches of 2 pictures alone.*x.shape\[0\]"),
         (ByValue(), "ByValue cannot be traced.*not depend on their values"),
         (holding, "cannot be copied: take from it what copy.deepcopy refuses"),
     ):

@@ -432,6 +432,78 @@ def tokens(*, rows: int) -> nn.Module:
     return Cut()
 
 
+class Merged(nn.Module):
+    """Tokens of patches of two pixels, class tokens before them; then four are made one, as in
+    hierarchical transformers. ``sort`` puts them in another order."""
+
+    def __init__(self, sort=lambda x: x, extra=0, merges=True):
+        super().__init__()
+        self.embed, self.mix, self.join = nn.Conv2d(3, 8, 2, 2), nn.Linear(8, 8), nn.Linear(32, 8)
+        self.head, self.sort, self.merges = nn.Linear(8, 5), sort, merges
+        self.extra = nn.Parameter(torch.randn(1, extra, 8))
+
+    def attended(self, x):
+        return x + (x @ x.mT).softmax(-1) @ self.mix(x)
+
+    def forward(self, x):
+        maps = self.embed(x)
+        x = self.sort(maps.flatten(2).mT)
+        x = self.attended(torch.cat([self.extra.expand(x.shape[0], -1, -1), x], 1))
+        if self.merges:
+            x = x.reshape(x.shape[0], *maps.shape[2:], 8)
+            x = torch.cat([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], -1)
+            x = self.join(x.flatten(1, 2))
+        return self.head(self.attended(x).mean(1))
+
+
+def windows(x):
+    """Places of a map of 6 × 4, two rows and two columns at a time."""
+    return x.reshape(x.shape[0], 3, 2, 2, 2, 8).transpose(2, 3).reshape(x.shape[0], 24, 8)
+
+
+def test_tokens_lie_where_the_graph_puts_them_or_nowhere():
+    network = Network(Merged(), device="cpu", input_size=(12, 8))
+    assert {b: network.map_size(b) for b in network.blocks} == {"add": (6, 4), "add_1": (3, 2)}
+    network = Network(Merged(extra=2, merges=False), device="cpu", input_size=(12, 8))
+    assert {(network.map_size(b), network.placeless(b)) for b in ("add", "add_1")} == {((6, 4), 2)}
+    for sort in (windows, lambda x: x.flip(1), lambda x: x.roll(1, 1), lambda x: x[:, 4:]):
+        model = Merged(sort, merges=False)
+        network = Network(model, device="cpu", input_size=(12, 8), blocks=["embed", "add"])
+        assert network.map_size("embed") == (6, 4)
+        with pytest.raises(ValueError, match="positions of add have no known place"):
+            network.map_size("add")
+        assert "add" not in Network(model, device="cpu", input_size=(12, 8)).blocks
+
+
+class Beside(nn.Module):
+    """Two branches that meet in the logits, so that nothing flows through one value."""
+
+    def __init__(self):
+        super().__init__()
+        parts = (
+            nn.Conv2d(3, 4, 3),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, 5),
+        )
+        self.a, self.b = nn.Sequential(*parts), nn.Sequential(nn.ReLU(), *parts)
+
+    def forward(self, x):
+        return (self.a(x) + self.b(x)) / 2
+
+
+def test_vectors_are_no_blocks_by_default():
+    """Neither the sum of two heads' logits nor a vector's residual blocks."""
+    with pytest.raises(ValueError, match=r"no map and no tokens.*blocks=\[…\].* out of add"):
+        Network(Beside(), device="cpu", input_size=(8, 8))
+    pool = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    vectors = nn.Sequential(*pool, nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 5))
+    with pytest.raises(ValueError, match="name the blocks yourself.* 2, 3"):
+        Network(vectors[1:], device="cpu", input_size=(1, 1))
+    assert Network(vectors, device="cpu", input_size=(8, 8), blocks=["2"]).channels("2") == 8
+
+
 def test_models_and_cuts_that_are_none():
     with pytest.raises(TypeError, match="ByValue cannot be traced.*not depend on their values"):
         Network(ByValue(), input_size=(8, 8))

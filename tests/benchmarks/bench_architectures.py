@@ -25,9 +25,9 @@ coat_lite_tiny pit_ti_224 levit_128s visformer_tiny twins_svt_small pvt_v2_b0 mo
 mobilevitv2_050 edgenext_xx_small efficientformer_l1 efficientvit_b0 fastvit_t8 repvit_m0_9
 mvitv2_tiny davit_tiny focalnet_tiny_srf coatnet_0_rw_224 maxvit_rmlp_pico_rw_256
 eva02_tiny_patch14_224 beit_base_patch16_224 mixer_s16_224 gmlp_s16_224 resmlp_12_224
-convmixer_768_32 poolformer_s12
-convnextv2_atto resnest14d inception_v4 xception41 ghostnet_050 hrnet_w18_small tresnet_m nfnet_f0
-hardcorenas_a lcnet_050 tinynet_e repvgg_a0 dla34 cspresnet50 gernet_s skresnet18
+convmixer_768_32 poolformer_s12 convnextv2_atto resnest14d inception_v4 xception41 ghostnet_050
+hrnet_w18_small tresnet_m nfnet_f0 hardcorenas_a lcnet_050 tinynet_e repvgg_a0 dla34 cspresnet50
+gernet_s skresnet18
 """.split()
 CLOSE = 1e-4
 
