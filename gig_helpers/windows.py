@@ -112,8 +112,8 @@ def sharing_ratios(
 
     Examples
     --------
-    >>> parts, v = [torch.ones(1, 1, 1, 1), 3 * torch.ones(1, 1, 1, 1)], torch.full((1, 1, 1, 1), 4.0)
-    >>> sharing_ratios(parts, None, v, [v]).flatten()
+    >>> one = torch.ones(1, 1, 1, 1)
+    >>> sharing_ratios([one, 3 * one], None, 4 * one, [4 * one]).flatten()
     tensor([0.2500, 0.7500])
     """
     along, norms = [], []
