@@ -117,7 +117,7 @@ ARCHITECTURES = {
         lambda: timm.create_model("cait_xxs24_224", img_size=64, depth=2, num_classes=5),
         (64, 64),
     ),
-    "timm mixer": (lambda: MlpMixer(32, 3, 8, 2, 24, num_classes=5), (32, 32)),
+    "timm mixer": (lambda: MlpMixer(5, 32, 3, 8, 2, 24), (32, 32)),
     "timm eva02": (
         lambda: timm.create_model("eva02_tiny_patch14_224", img_size=56, depth=2, num_classes=5),
         (56, 56),
@@ -218,7 +218,7 @@ def test_srd_conserves(case):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*SUMS, "maxvit_t"])
 def test_shares_add_up_whatever_the_operations(name):
-    """In float64, where a share that is lost is no rounding; a cosine head's sum too."""
+    """In float64, where a share that is lost is no rounding."""
     torch.manual_seed(0)
     if name == "maxvit_t":
         model, size = tv.MaxVit((64, 64), 32, 2, [32, 64], [1, 1], 16, 0.0, num_classes=5), 64
