@@ -114,9 +114,9 @@ def found_positions(pfvs, block):
 
 @pytest.mark.slow
 def test_a_photograph_costs_at_most_sixty_passes(network, pictures, artifacts_folder):
-    """In operations, whatever the machine: relevance, edges and iERFs at the chain's six blocks."""
+    """On average, in operations, whatever the machine: relevance, edges, iERFs, at six blocks."""
     profile = Profile(blocks=CHAIN, families=6, pfvs_per_concept=4)
-    pfvs = sample(network, pictures.subset([0, 20, 65]), profile)
+    pfvs = sample(network, pictures.subset([10, 20, 40]), profile)
     concepts = fit_concepts(pfvs, profile)
     with FlopCounterMode(display=False) as one, torch.no_grad():
         network.logits(pfvs.pictures[[0]])

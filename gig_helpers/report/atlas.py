@@ -29,7 +29,7 @@ from .statistics import interval
 PHOTOGRAPH, ALBUM = 160, 8
 """Pixels of a photograph's side, and photographs in a row and in a column of a sheet."""
 
-LOOKS = 3
+LOOKS = 2
 """Crops, for each photograph, that are in colour where the PFV looks: each costs its iERF."""
 
 MOST = 24

@@ -25,7 +25,7 @@ from ..pfv import PFVDataset
 TOP = 2
 """Families of a class and block whose own inputs are asked for: each costs backward passes."""
 
-TOLERANCE = 0.2
+TOLERANCE = 0.25
 """Completeness gap that a photograph's attributions may leave: means over a class are shown."""
 
 CELLS = 14
