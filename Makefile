@@ -4,6 +4,7 @@
 # PYTHON=python3.12 chooses the interpreter (3.10 or newer), PROFILE=quick|colab|paper the sizes.
 PYTHON ?= python3
 PROFILE ?= $(or $(GIG_PROFILE),quick)
+# TORCH_INDEX=ADDRESS takes PyTorch from there first, such as the CPU build's that its own page names.
 # CONSTRAINTS=constraints-colab.txt installs Colab's versions.
 WANTED := -r requirements.txt -e . $(addprefix -c ,$(CONSTRAINTS))
 VENV := .venv
@@ -62,6 +63,8 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	    { echo "Python 3.10 or newer is needed; name one: make PYTHON=python3.12 …"; exit 1; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check uv || true
+	test -z '$(TORCH_INDEX)' || \
+	    $(PY) -m pip install --disable-pip-version-check torch torchvision --index-url $(TORCH_INDEX)
 	$(PY) -m uv pip install --python $(PY) $(WANTED) || \
 	    $(PY) -m pip install --disable-pip-version-check $(WANTED)
 	touch $@
