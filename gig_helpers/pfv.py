@@ -205,7 +205,7 @@ def sample(
     Raises
     ------
     ValueError
-        If no picture can be read, or a shard on disk cannot.
+        If no picture can be read, a shard on disk cannot, or a block has no positions.
     KeyError
         If a block is unknown.
     NotImplementedError
@@ -293,10 +293,19 @@ def sample_part(
 def _plan(
     network: Network, pictures: Pictures, profile: Profile, rule: srd.Missing
 ) -> tuple[Path, dict[Path, range]]:
-    """The dataset's folder, and each shard's file with its pictures."""
+    """The dataset's folder, and each shard's file with its pictures.
+
+    Raises
+    ------
+    ValueError
+        If a block has no positions.
+    """
     blocks, size = profile.blocks_of(network), profile.batch_size * SHARD_BATCHES
     for block in blocks:
-        network.index(block)
+        if len(network.node(block).meta["shape"]) < 3:
+            raise ValueError(
+                f"{block} is one vector of a picture: PFVs need a block with positions"
+            )
     given = (network, pictures, blocks, profile.per_image, profile.batch_size, profile.seed, rule)
     key = artifacts.key("pfv", artifacts.fingerprint(given), artifacts.code_of(sample))
     folder = artifacts.folder() / f"pfv-{key}"

@@ -248,6 +248,14 @@ def test_memory_that_runs_out_makes_batches_smaller(photographs, monkeypatch):
         pfv.sample(network, pictures, PROFILE)
 
 
+def test_a_block_of_one_vector_is_refused_before_any_work(photographs):
+    layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    model = nn.Sequential(*layers, nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5))
+    network = Network(model, device="cpu", blocks=["0", "4"])
+    with pytest.raises(ValueError, match="4 is one vector of a picture"):
+        pfv.sample(network, photographs, Profile())
+
+
 def test_rank_outside_of_the_world_is_refused(photographs):
     with pytest.raises(ValueError, match="rank 2 is not one of 0 … 1"):
         pfv.sample_part(random_network(), load_pictures(str(photographs)), PROFILE, 2, 2)

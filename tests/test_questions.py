@@ -20,6 +20,7 @@ from gig_helpers import (
     suspects,
 )
 from gig_helpers.codes import decompose
+from gig_helpers.report.questions import class_number
 
 NAMES = ("wren", "owl", "junco", "finch")
 
@@ -209,3 +210,8 @@ def test_pictures_without_a_match_are_named(network):
     with pytest.raises(ValueError, match="no concept of .* is in one picture more than in another"):
         matches(d, block, alike, block)
     assert matches(alike, block, d, block).empty
+
+
+def test_a_picture_without_a_label_names_no_class(network):
+    with pytest.raises(ValueError, match="name one"):
+        class_number(network, None)

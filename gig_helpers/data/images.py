@@ -55,7 +55,10 @@ def read(file: Path | BytesIO, *, draft: bool = False) -> Image.Image:
             turn = _TURNS.get(_orientation(opened))
             image = opened if turn is None else opened.transpose(turn)
             if image.mode.startswith(("I", "F")):
-                image = Image.fromarray(_bytes(np.asarray(image)))
+                values = np.asarray(image)
+                if not np.isfinite(values).all():
+                    raise ValueError("holds NaN or infinite values")
+                image = Image.fromarray(_bytes(values))
             elif image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -86,7 +89,6 @@ def _orientation(image: Image.Image) -> int:
 
 def _bytes(values: np.ndarray) -> np.ndarray:
     """Grey values (H, W) of 16 or 32 bits as bytes; see :func:`read`."""
-    assert np.isfinite(values).all(), "holds NaN or infinite values"
     values, whole = values.astype(np.float64), values.dtype.kind in "iu"
     low, high = float(values.min()), float(values.max())
     ends = [65535.0] if whole else [1.0, 255.0]

@@ -318,5 +318,6 @@ def _graph(
 if __name__ == "__main__":
     profile = profiles.get()
     network = load_network(profile.network, profile.weights)
-    pfvs = sample(network, load_pictures(profile.pictures, network), profile)
+    pictures = load_pictures(profile.pictures, network).labelled(network)
+    pfvs = sample(network, pictures, profile)
     print(atlas(pfvs, fit_concepts(pfvs, profile), sys.argv[1]))

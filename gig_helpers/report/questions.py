@@ -250,13 +250,14 @@ def _presence(d: Decomposition, block: str) -> tuple[Tensor, Tensor]:
     return centred[:, varies] / norms[varies], varies
 
 
-def class_number(network: Network, label: int | str) -> int:
+def class_number(network: Network, label: int | str | None) -> int:
     """A class's number, by its name or number; not in the paper.
 
     Raises
     ------
     ValueError
-        If the network has no such class; the message names some that are spelt alike.
+        If the network has no such class; the message names some that are spelt alike. Or if there
+        is none, as of a picture without a label.
 
     Examples
     --------
@@ -271,6 +272,8 @@ def class_number(network: Network, label: int | str) -> int:
             near = get_close_matches(label, network.classes) or network.classes[:3]
             raise ValueError(f"the network has no class {label!r}; it has {', '.join(near)}, …")
         return network.classes.index(label)
+    if label is None:
+        raise ValueError("no class is named: the picture has no label, so name one")
     if not 0 <= label < network.n_classes:
         raise ValueError(f"class {label} leaves 0 … {network.n_classes - 1}")
     return int(label)
