@@ -281,7 +281,7 @@ def _numbers(
     window = name.startswith(("conv", "upsample")) or "pool2d" in name
     if not inputs or window:
         fits = len(shape) == 4 and node.meta["channels"] == (1,) and shape[0] == BATCH
-        if not fits or any(n not in found for n in inputs):
+        if not fits or any(_unpadded(n) not in found for n in inputs):
             return None
         numbers = torch.arange(1.0, math.prod(shape[2:]) + 1)
         return numbers.reshape(shape[2:]).expand(shape), shape[2:]
@@ -302,6 +302,13 @@ def _numbers(
                 values[n] = torch.zeros(known[n].shape) if other else known[n]
         return _renumbered(node, evaluate(node, values), told[0][1])
     return told[0] if all(torch.equal(numbers, told[0][0]) for numbers, _ in told) else None
+
+
+def _unpadded(node: Node) -> Node:
+    """What a padding pads, whose places a window behind it sees in order."""
+    while operation(node) in ("pad", "constant_pad_nd"):
+        (node,) = live_inputs(node)
+    return node
 
 
 def _renumbered(

@@ -325,6 +325,14 @@ KINDS = {
 }
 
 
+def test_padding_before_a_layer_moves_no_place():
+    """TensorFlow's convolutions pad at the right and below alone, in an operation of their own."""
+    layers = nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 8, 3, 2), nn.ReLU()
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    network = Network(model, device="cpu", input_size=(16, 12), blocks=["1"])
+    assert network.map_size("1") == (8, 6)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_pictures_to_graph_in_other_types_channels_and_shapes(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("GIG_ARTIFACTS", str(tmp_path / "made"))
