@@ -280,7 +280,7 @@ def test_places(case):
     network, images, at, _ = case
     for block, x in at.items():
         rows, columns = network.map_size(block)
-        tokens = {"vit": 1, "timm vit": 3}.get(network.name, 0)
+        tokens = {"vit": 1, "timm vit": 3, "timm eva02": 1}.get(network.name, 0)
         assert network.placeless(block) == tokens
         assert network.positions(x, block).shape[1] == rows * columns + tokens
         assert rows / columns == pytest.approx(images.shape[2] / images.shape[3], rel=0.5)
