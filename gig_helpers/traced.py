@@ -374,7 +374,8 @@ class _Building:
         if "pool" in name:
             return own
         if name in ("linear", "layer_norm", "rms_norm"):
-            return own or (len(shape) - 1,)  # of tokens, which it may mix, the channels stay
+            # The channels stay where they are, even where a layer mixes positions.
+            return own if len(own) == 1 else (len(shape) - 1,)
         alike = name == "cat" or len(inputs) > 1 or inputs[0].meta["shape"] == shape
         if alike and name not in MOVES | _PRODUCTS:
             return max(inputs, key=lambda n: math.prod(n.meta["shape"])).meta["channels"]

@@ -69,9 +69,9 @@ def test_an_example_is_made_once(photographs, monkeypatch):
     assert first[0] is first[2] is not first[1]
     made, real = [], srd.ierf
 
-    def watched(network, images, *rest):
+    def watched(network, images, *rest, **options):
         made.append(len(images))
-        return real(network, images, *rest)
+        return real(network, images, *rest, **options)
 
     monkeypatch.setattr(srd, "ierf", watched)
     again = examples(pfvs, "layer1.1", torch.tensor([1, 2, 5]))

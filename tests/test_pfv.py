@@ -9,6 +9,7 @@ import shutil
 import signal
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -331,13 +332,19 @@ def test_two_processes_make_the_bytes_of_one(photographs, tmp_path):
     assert _bytes(tmp_path / "part0") == _bytes(tmp_path / "whole")
 
 
-def _read_in_child(folder: str, pictures: str, readers: int) -> None:
+def _read_in_child(folder: str, photographs: str, readers: int) -> None:
+    """A photograph breaks after it was found."""
+    os.environ["GIG_ARTIFACTS"] = folder
     pfv._READERS["cpu"] = readers
-    _sample_in_child(folder, pictures)
+    pictures = load_pictures(photographs)
+    broken = Path(photographs) / "junco" / "03.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(b"")
+    pfv.sample(random_network(), pictures, PROFILE)
+    broken.write_bytes(whole)
 
 
 def test_readers_change_nothing(photographs, tmp_path):
-    (photographs / "junco" / "03.png").write_bytes(b"")
     context = multiprocessing.get_context("spawn")
     for readers in (0, 2):
         folder = str(tmp_path / f"readers{readers}")
