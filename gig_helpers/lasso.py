@@ -16,12 +16,9 @@ _NEW = 8
 """Concepts that join a working set at a time, at least; also C / 128, and …"""
 _GROWTH = 0.35
 """… this share of the concepts in use."""
-_WEIGHT, _RELAXED, _ITERATIONS = 0.2, 1.6, 25
-"""Of the method of multipliers: its weight relative to a concept's own curvature, its step beyond
-the whole one (Eckstein & Bertsekas, 1992), and how many there are of them."""
-_DAMPING = (0.001, 0.0)
-"""What the Newton steps of a round add to the curvature, relative to a concept's own; the last one
-is exact."""
+_DAMPING = (0.1, 0.03, 0.01, 0.001, 0.0)
+"""What the Newton steps of a round add to the curvature, relative to a concept's own: with many
+concepts alike, the first steps find which to drop; the last one is exact."""
 _LENGTHS = 5
 """Lengths that are tried for each Newton step."""
 
@@ -33,9 +30,8 @@ def lasso_codes(
     """Signed codes u that minimise ½‖x − β − uV‖² + λ‖u‖₁ (eq. 2).
 
     All PFVs at once, each on a small working set of concepts that grows until the duality gap
-    over all concepts is small enough (as in Massias et al., 2018). On a working set, the method of
-    multipliers (Boyd et al., 2011), which alike concepts do not slow down, and projected Newton
-    steps (Bertsekas, 1982): few and large operations, which suit a GPU too.
+    over all concepts is small enough (as in Massias et al., 2018). On a working set, projected
+    Newton steps (Bertsekas, 1982): few and large operations, which suit a GPU too.
 
     Parameters
     ----------
@@ -273,22 +269,21 @@ def _solve(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Lasso codes (n, k) of y (n, C); the rows that did not get to ``tol``, and their gaps."""
     codes, todo = torch.zeros_like(start), torch.arange(len(y), device=y.device)
-    # All concepts' products with each other, once for all PFVs where that is a third of a pass.
-    few = len(vectors) ** 2 * max(64, y.shape[1]) <= 2**30
-    products = vectors @ vectors.T if few else None
     # A working set: indices (n, m) of concepts, none twice in a row, and their codes.
     index = start.abs().topk(max(1, int((start != 0).sum(1).max())), dim=1).indices
     u = start.gather(1, index)
     for left in range(max_iter, -1, -1):
         residual = y - F.embedding_bag(index, vectors, per_sample_weights=u, mode="sum")
-        gradient = residual @ vectors.T
-        correlation = gradient.abs()
+        correlation = (residual @ vectors.T).abs()
         gap = _relative_gap(y, residual, correlation.amax(1), u, lam)
         done = torch.nonzero(gap <= tol)[:, 0]
         codes[todo[done, None], index[done]] = u[done]
+        # Were the concepts in use the only ones, would the gap be half of it or less?
+        within = torch.where(u != 0, correlation.gather(1, index), 0).amax(1)
+        settled = _relative_gap(y, residual, within, u, lam) <= 0.5 * gap
         open_ = torch.nonzero(~(gap <= tol))[:, 0]  # NaN is no solution
-        todo, y, gradient, correlation, gap, index, u = (
-            tensor[open_] for tensor in (todo, y, gradient, correlation, gap, index, u)
+        todo, y, residual, correlation, gap, settled, index, u = (
+            tensor[open_] for tensor in (todo, y, residual, correlation, gap, settled, index, u)
         )
         if not (left and len(todo)):
             break
@@ -303,46 +298,34 @@ def _solve(
         parts, width = [], used + joining
         rows = max(1, _CHUNK // (width * max(width, y.shape[1])))
         for part in torch.arange(len(todo), device=y.device).split(rows):
-            here, steep = index[part], gradient[part].gather(1, index[part])
-            if products is None:
-                atoms = vectors[here]
-                gram = atoms @ atoms.mT
-            else:
-                gram = products[here[:, :, None], here[:, None]]
-            parts.append(_descend(gram, steep, u[part], lam))
+            atoms = vectors[index[part]]
+            # More concepts would only hide which of those in use are too many.
+            atoms[:, used:] *= settled[part, None, None]
+            parts.append(_descend(residual[part], atoms, u[part], lam))
         u = torch.cat(parts)
     codes[todo[:, None], index] = u
     return codes, todo, gap
 
 
-def _descend(gram: Tensor, gradient: Tensor, u: Tensor, lam: float) -> Tensor:
-    """Lower eq. 2 for a batch of small problems: ⟨v_i, v_j⟩ (n, m, m), ⟨v_j, residual⟩, u (n, m).
+def _descend(residual: Tensor, atoms: Tensor, u: Tensor, lam: float) -> Tensor:
+    """Lower eq. 2 for a batch of small problems: residual (n, C), atoms (n, m, C), codes u (n, m).
 
-    The method of multipliers finds which codes are not 0. Then Newton steps, each towards the
-    optimum for the present signs, where a code that is 0 has the sign that lowers eq. 2; codes that
-    would change their sign stop at 0. Of some lengths, from where the first code does so to the
-    whole step, the best is taken, or none. The number of steps is fixed, so that nothing waits for
-    a GPU.
+    Each step goes towards the optimum for the present signs, where a code that is 0 has the sign
+    that lowers eq. 2; codes that would change their sign stop at 0. Of some lengths, from where
+    the first code does so to the whole step, and a gradient step, the best is taken. The number
+    of steps is fixed, so that nothing waits for a GPU.
     """
-    eps = torch.finfo(u.dtype).eps
+    gram = atoms @ atoms.mT
+    gradient = (atoms @ residual[..., None])[..., 0]
     diagonal = gram.diagonal(dim1=1, dim2=2)
-    own = diagonal.clamp(min=eps * diagonal.amax(1, keepdim=True))
-    weight = _WEIGHT * own
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(gram + weight.diag_embed())[0])
-    fixed, found, dual = gradient + _times(gram, u), u, gradient / weight
-    for _ in range(_ITERATIONS):
-        step = _times(inverse, fixed + weight * (found - dual))
-        dual = dual + _RELAXED * step + (1 - _RELAXED) * found
-        dual, before = dual.clamp(-lam / weight, lam / weight), dual
-        found = before - dual
-    u, gradient = _best(gram, gradient, u, found[:, None], lam)
+    # The ridge keeps equal concepts solvable; a step with a larger curvature still descends.
+    ridge = torch.finfo(u.dtype).eps * u.shape[1] * diagonal.amax(1, keepdim=True)
+    largest = gram.abs().sum(2).amax(1, keepdim=True).clamp(min=torch.finfo(u.dtype).tiny)
     share = torch.linspace(0, 1, _LENGTHS, dtype=u.dtype, device=u.device)
     for damping in _DAMPING:
         sign = torch.where(u != 0, u.sign(), gradient.sign() * (gradient.abs() > lam))
         used = sign != 0
         hessian = gram * (used[:, :, None] & used[:, None])
-        # The ridge keeps equal concepts solvable; a step with a larger curvature still descends.
-        ridge = eps * u.shape[1] * diagonal.amax(1, keepdim=True)
         more = ridge + damping * diagonal.mean(1, keepdim=True)
         hessian.diagonal(dim1=1, dim2=2).add_(torch.where(used, more, 1))
         slope = torch.where(used, gradient - lam * sign, 0)
@@ -353,25 +336,16 @@ def _descend(gram: Tensor, gradient: Tensor, u: Tensor, lam: float) -> Tensor:
         first = torch.where(u * (u + step) < 0, -u / step, 1).amin(1, keepdim=True)
         trial = u[:, None] + (first**share)[..., None] * step[:, None]
         trial = torch.where(trial * sign[:, None] > 0, trial, 0)
-        u, gradient = _best(gram, gradient, u, trial, lam)
+        plain = u + gradient / largest
+        plain = plain - plain.clamp(-lam / largest, lam / largest)
+        trial = torch.cat([trial, plain[:, None]], 1)
+        change = trial - u[:, None]
+        moved = change @ gram
+        rise = (change * (0.5 * moved - gradient[:, None])).sum(2)
+        rise = rise + lam * (trial.abs() - u[:, None].abs()).sum(2)
+        best = rise.argmin(1)[:, None, None].expand(-1, 1, u.shape[1])
+        u, gradient = trial.gather(1, best)[:, 0], gradient - moved.gather(1, best)[:, 0]
     return u
-
-
-def _best(
-    gram: Tensor, gradient: Tensor, u: Tensor, trial: Tensor, lam: float
-) -> tuple[Tensor, Tensor]:
-    """Of u (n, m) and some others (n, L, m) the one with the least objective, and its gradient."""
-    trial = torch.cat([trial, u[:, None]], 1)
-    change = trial - u[:, None]
-    moved = change @ gram
-    rise = (change * (0.5 * moved - gradient[:, None])).sum(2)
-    rise = rise + lam * (trial.abs() - u[:, None].abs()).sum(2)
-    best = rise.argmin(1)[:, None, None].expand(-1, 1, u.shape[1])
-    return trial.gather(1, best)[:, 0], gradient - moved.gather(1, best)[:, 0]
-
-
-def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
-    return (matrices @ vectors[..., None])[..., 0]
 
 
 def _relative_gap(
