@@ -79,7 +79,7 @@ CODE_SHARE, SHARE = (
 
 SHRUNK, SMALLEST = (
     0.7,
-    """() => Math.min(1, ...[...document.querySelectorAll("article figure img")]
+    """() => Math.min(1, ...[...document.querySelectorAll("article figure:not(.moving) img")]
     .filter((e) => e.checkVisibility() && !e.src.endsWith("svg"))
     .map((e) => e.getBoundingClientRect().width / e.naturalWidth))""",
 )
