@@ -368,7 +368,7 @@ HEADS = {
     "softmax inside": nn.Sequential(nn.Linear(8, 4), nn.Softmax(1)),
     "saturated softmax": nn.Sequential(nn.Linear(8, 4), nn.Hardtanh(-1e3, 1e3), nn.Softmax(1)),
     "cosine head": Cosine(),
-    "norms of 1 × 1": nn.Sequential(nn.GroupNorm(8, 8), nn.Linear(8, 4)),
+    "norms of two": nn.Sequential(nn.GroupNorm(4, 8), nn.Linear(8, 4)),
 }
 
 
