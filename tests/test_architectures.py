@@ -134,6 +134,7 @@ SUMS = {
     "davit": ("davit_tiny", 64, {"depths": (1, 1, 1, 1)}),
     "focalnet": ("focalnet_tiny_srf", 64, {}),
     "gmlp": ("gmlp_ti16_224", 64, {"img_size": 64}),
+    "mvitv2": ("mvitv2_tiny", 64, {"img_size": 64}),
 }  # fmt: skip
 
 
@@ -215,7 +216,14 @@ def test_srd_conserves(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*SUMS, "maxvit_t"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason="each attention loses some"))
+        if name == "mvitv2" else name
+        for name in [*SUMS, "maxvit_t"]
+    ],
+)  # fmt: skip
 def test_shares_add_up_whatever_the_operations(name):
     """In float64, where a share that is lost is no rounding."""
     torch.manual_seed(0)

@@ -379,8 +379,9 @@ HEADS = {
 def test_quadrature_ends_whatever_the_head(head, monkeypatch):
     torch.manual_seed(0)
     body = nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    network = Network(nn.Sequential(*body, HEADS[head]()), device="cpu", input_size=(16, 16))
-    codes, concepts = torch.rand(2, 64, 3), torch.randn(3, 8)
+    model = nn.Sequential(*body, HEADS[head]()).double()  # in float32 a cosine's change is rounding
+    network = Network(model, device="cpu", input_size=(16, 16))
+    codes, concepts = torch.rand(2, 64, 3).double(), torch.randn(3, 8).double()
     if head == "saturated softmax":
         concepts *= 1e4
     passed, real = [], Segment.__call__
@@ -388,14 +389,17 @@ def test_quadrature_ends_whatever_the_head(head, monkeypatch):
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         values, delta = class_relevance(
-            network, codes, concepts, "0", [0, 1, 2, 3], beta=torch.zeros(8),
-            return_convergence_delta=True,
+            network, codes, concepts, "0", [0, 1, 2, 3],
+            beta=torch.zeros(8).double(), return_convergence_delta=True,
         )  # fmt: skip
     assert sum(passed) <= 2 * (module.MAX_POINTS + 2) and values.isfinite().all()
     short = delta.abs() > 0.0101 * (values.sum(2) - delta).abs()
     text = " ".join(str(w.message) for w in told)
+    # Those that it ends without, in the order in which it gave them up, and no others.
+    wanted = {(f"{n}", f"{t}") for n, t in short.nonzero().tolist()}
     named = re.findall(r"picture (\d+), target (\d+)", text)
-    assert len(named) >= min(3, int(short.sum())), "the first of them are named"
+    assert len({*named}) == len(named) == min(5, len(wanted)) and {*named} <= wanted
+    assert not wanted or f"was not reached for {len(wanted)} targets" in text
 
 
 def test_a_target_that_hardly_changes_is_given_up():
