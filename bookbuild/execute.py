@@ -51,17 +51,21 @@ def digest(paths: list[Path], **settings: object) -> str:
     return total.hexdigest()
 
 
-def settle_images() -> None:
+def _settle_images() -> None:
     """GIG_IMAGES is a folder as seen from where the command was typed; chapters run elsewhere."""
-    folder = Path(os.environ.get("GIG_IMAGES") or BUILD / "none").expanduser().absolute()
-    if folder.is_dir():
+    if folder := _own_folder():
         os.environ["GIG_IMAGES"] = str(folder)
+
+
+def _own_folder() -> Path | None:
+    given = os.environ.get("GIG_IMAGES")
+    folder = Path(given).expanduser().absolute() if given else None
+    return folder if folder and folder.is_dir() else None
 
 
 def _own_pictures() -> list[str]:
     """Hashes of the pictures in the reader's folder, if there is one."""
-    folder = Path(os.environ.get("GIG_IMAGES") or BUILD / "none").expanduser()
-    if not folder.is_dir():
+    if not (folder := _own_folder()):
         return []
     from gig_helpers.data.images import content, found  # with torch: seconds of importing
 
@@ -120,7 +124,7 @@ def execute(chapter: Path) -> Path:
     """
     copy, unfinished = EXECUTED / chapter.name, EXECUTED / "unfinished" / chapter.name
     unfinished.parent.mkdir(parents=True, exist_ok=True)
-    settle_images()
+    _settle_images()
     wanted = key(chapter)
     if _is_made_from(chapter, wanted):
         return copy
