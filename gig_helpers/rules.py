@@ -355,7 +355,7 @@ def conv(operation: Operation) -> Down:
     A kernel of two ones over two positions, of which the second holds three times the first.
 
     >>> from .traced import trace
-    >>> _, node = trace(torch.nn.Conv2d(1, 1, (1, 2)), (1, 2))[1]
+    >>> _, node = trace(torch.nn.Conv2d(1, 1, (1, 2)), (1, 1, 2))[1]
     >>> given = {"weight": torch.ones(1, 1, 1, 2), "bias": None, "groups": 1}
     >>> x, v = torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[4.0]]]])
     >>> made = Operation(node, given, (x,), v, ((1,), (1,)), v, None)

@@ -257,7 +257,7 @@ def test_the_moving_picture_stands_still_for_who_asks(html, browser):
 
 
 def test_the_summary_is_one_sheet(html, browser):
-    page, _ = _open(browser, (html / "book/summary.html").as_uri(), "desktop, light")
+    page, _ = _open(browser, (html / "book/summary.html").as_uri(), "paper")
     assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4"))) == 1
     page.context.close()
 

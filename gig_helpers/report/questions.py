@@ -141,7 +141,8 @@ def suspects(
     A concept that brings wrong classes to photographs of many classes is none of theirs. What each
     pulls from the true class to the one that the network says is a share of all that pulls there,
     so that no photograph counts more than another, and the shares are averaged over true classes,
-    so that no class does. Nobody has to know what to look for.
+    so that no class does. Nobody has to know what to look for. A photograph in which no concept
+    pulls has no shares.
 
     Parameters
     ----------
@@ -166,8 +167,9 @@ def suspects(
     --------
     >>> from torchvision.models import resnet18
     >>> network, block = Network(resnet18(), device="cpu"), "layer4.1"
-    >>> concepts = Concepts(torch.rand(3, 512), network.bn_shift(block), torch.arange(3), block)
-    >>> codes = {block: torch.rand(2, 4, 3)}
+    >>> vectors = torch.cat([torch.eye(2, 512), -torch.eye(2, 512)])  # a half of them pulls
+    >>> concepts = Concepts(vectors, network.bn_shift(block), torch.arange(4), block)
+    >>> codes = {block: torch.rand(2, 4, 4)}
     >>> d = Decomposition(network, torch.zeros(2, 3, 64, 64), {block: concepts}, codes)
     >>> table = suspects(d, block, [998, 999])
     >>> list(table), round(float(table["share"].sum()), 3), int(table["photographs"].sum())
@@ -184,7 +186,9 @@ def suspects(
     pull = values[:, 0] - values[:, 1]
     shares = pd.DataFrame((pull.clamp(min=0) / pull.clamp(min=0).sum(dim=1)[:, None]).numpy())
     of_class = np.array([label for _, label in both])
-    first = pd.crosstab(pull.argmax(dim=1).numpy(), of_class).reindex(shares.columns, fill_value=0)
+    some = (pull > 0).any(dim=1).numpy()
+    first = pd.crosstab(pull.argmax(dim=1).numpy()[some], of_class[some])
+    first = first.reindex(shares.columns, fill_value=0)
     table = {
         "share": shares.groupby(of_class).mean().mean(),
         "pull": pull.mean(dim=0).numpy(),
