@@ -227,9 +227,11 @@ _FEWEST, _RECOGNISED = 8, 4
 def _recognised(network: Any, pictures: Pictures) -> int:
     """How many photographs the network recognises by their label, up to what is needed."""
     right: set[Path] = set()
-    for i, label in enumerate(pictures.labels):
-        if label is not None and network.logits(pictures[[i]]).argmax() == label:
-            right.add(pictures.files[i])
+    for i, (file, label) in enumerate(zip(pictures.files, pictures.labels, strict=True)):
+        if file in right or label is None:
+            continue
+        if network.logits(pictures[[i]]).argmax() == label:
+            right.add(file)
         if len(right) == _RECOGNISED:
             break
     return len(right)
