@@ -256,6 +256,17 @@ def test_the_moving_picture_stands_still_for_who_asks(html, browser):
     page.context.close()
 
 
+def test_a_chosen_answer_says_why(html, browser):
+    page, _ = _open(browser, (html / "book/04_gig.html").as_uri(), "phone, dark")
+    quiz = page.locator(".quiz").first
+    answers, whys = quiz.locator("label"), quiz.locator(".why")
+    assert not any(why.is_visible() for why in whys.all())
+    for n, answer in enumerate(answers.all()):
+        answer.click()
+        assert [why.is_visible() for why in whys.all()] == [i == n for i in range(whys.count())]
+    page.context.close()
+
+
 def test_the_summary_is_one_sheet(html, browser):
     page, _ = _open(browser, (html / "book/summary.html").as_uri(), "paper")
     assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4"))) == 1

@@ -101,6 +101,7 @@ def test_chapter_has_the_skeleton(notebook):
     assert "*Where we are:* photograph → " in text[0]
     headings = re.findall(r"^## +(.+?) *$", "\n\n".join(text), re.MULTILINE)
     assert headings[-1] == "Exercises"
+    assert 2 <= sum(part.count("```{quiz} ") for part in text) <= 3
     assert "\n\n:::{admonition} In short" in text[0], "what it comes to stands first, in a box"
 
 
