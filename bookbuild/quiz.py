@@ -9,7 +9,7 @@
       How often a concept occurs is no effect.
     ```
 
-An answer is its first line, the rest says why; ``[x]`` is right. A notebook shows the text as above.
+An answer is its first line, the rest says why; ``[x]`` is right. A notebook shows this very text.
 """
 
 import html
