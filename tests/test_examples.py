@@ -1,5 +1,6 @@
 """report/examples.py: crops, squares and iERFs of PFVs are those of their pictures."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import torch
 from conftest import random_network
 from torch.nn import functional as F
 
-from gig_helpers import Concepts, load_pictures, sample, srd
+from gig_helpers import Concepts, fit_concepts, load_pictures, sample, srd
 from gig_helpers.data.profiles import Profile
 from gig_helpers.report.examples import (
     examples,
@@ -18,6 +19,7 @@ from gig_helpers.report.examples import (
     illustrate,
     likeness,
     localize,
+    named,
     nearest_examples,
     on_mask,
     square,
@@ -202,3 +204,28 @@ def test_scores_have_ends_and_no_answer_where_there_is_none():
         assert nothing.isnan().tolist() == [True, False, True]
     with pytest.raises(ValueError, match="of one shape, got"):
         on_mask(at, mask[:2])
+
+
+def test_a_name_is_of_the_concept_that_holds_its_pfv_at_any_level(photographs, tmp_path):
+    block, path = "layer3.0", tmp_path / "names.json"
+    pfvs = sample(random_network(), load_pictures(str(photographs)), PROFILE)
+    concepts = {block: fit_concepts(pfvs, PROFILE)[block]}
+
+    def entry(name, row, **other):
+        picture = int(pfvs.picture_ids(block)[row])
+        place = {"picture": pfvs.pictures.paths[picture], "box": pfvs.pictures.boxes[picture]}
+        position = pfvs.positions(block)[row].tolist()
+        return {"name": name, "block": block, "position": position} | place | other
+
+    elsewhere = {"box": [0, 0, 0.5, 0.5]}, {"position": [99, 0]}, {"block": "layer1.1"}
+    entries = [entry("first", 0), entry("last", -1)] + [entry("no", 0, **o) for o in elsewhere]
+    path.write_text(json.dumps(entries))
+    for level in (None, 2, 1):
+        here = concepts[block].at(level)
+        one, other = (int(here.assigned[row]) for row in (0, -1))
+        expected = {f"{block}/{one}": "first", f"{block}/{other}": "last"}
+        if one == other:
+            expected = {f"{block}/{one}": "first, last"}
+        assert named(pfvs, {block: here}, path) == expected
+    assert one == other, "of one concept, both names were seen"
+    assert named(pfvs, concepts) == {}, "the sample's names are not of these pictures"

@@ -24,6 +24,7 @@ from ..network import load_network
 from ..pfv import PFVDataset, sample
 from .atlas_data import Gathered, comes_back, gather, plane, proposed
 from .atlas_sheets import SIDE, Chosen, choose, draw, sheets
+from .examples import named
 from .statistics import interval
 
 PHOTOGRAPH, ALBUM = 160, 8
@@ -320,4 +321,5 @@ if __name__ == "__main__":
     network = load_network(profile.network, profile.weights)
     pictures = load_pictures(profile.pictures, network).labelled(network)
     pfvs = sample(network, pictures, profile)
-    print(atlas(pfvs, fit_concepts(pfvs, profile), sys.argv[1]))
+    concepts = fit_concepts(pfvs, profile)
+    print(atlas(pfvs, concepts, sys.argv[1], names=named(pfvs, concepts)))

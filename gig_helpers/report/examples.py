@@ -1,8 +1,10 @@
 """PFVs for the eye: the crop around each, its square and its iERF (the paper's Figure 1)."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +23,9 @@ from ..pfv import PFVDataset
 
 SQUARE_SHARE = 0.7
 """Share of an iERF's positive mass that a red square holds."""
+
+BY_HAND = Path(__file__).parents[1] / "data/names.json"
+"""Names of the sample's concepts, by the book's authors."""
 
 
 def ierfs(pfvs: PFVDataset, block: str, rows: Tensor | Sequence[int]) -> Tensor:
@@ -237,6 +242,58 @@ def nearest_examples(
     rows = [row[ranks(origin[row]).argsort(stable=True)][:count].tolist() for row in near]
     shots = iter(examples(pfvs, concepts.block, sum(rows, [])))
     return [[next(shots) for _ in row] for row in rows]
+
+
+def named(
+    pfvs: PFVDataset, concepts: Mapping[str, Concepts], path: str | Path = BY_HAND
+) -> dict[str, str]:  # fmt: skip
+    """Names that a reader gave to concepts by hand, each by a PFV that it holds; not in the paper.
+
+    A concept's number is one clustering's; a PFV is a place in a photograph, and so a name finds
+    the concept that holds it, in any clustering, and at any level.
+
+    Parameters
+    ----------
+    path
+        A JSON list of ``{"name", "block", "picture", "box", "position"}``: the picture by its name
+        and box as in :class:`.Pictures`, row and column in the block's map. Without one, those of
+        the sample that come with the module. PFVs that the data set has not are passed over.
+
+    Returns
+    -------
+    dict
+        ``{"layer4.2/9": "car"}``, as :func:`.concept_graph` takes them; of several names of one
+        concept, all.
+
+    Examples
+    --------
+    >>> import os
+    >>> from tempfile import TemporaryDirectory
+    >>> from unittest.mock import patch
+    >>> from torchvision.models import resnet50
+    >>> from gig_helpers import Profile, fit_concepts, load_pictures, sample
+    >>> network, profile = Network(resnet50(), device="cpu"), Profile(blocks=("layer4.2",))
+    >>> pictures = load_pictures("sample", network).subset([0])
+    >>> with TemporaryDirectory() as here, patch.dict(os.environ, GIG_ARTIFACTS=here):
+    ...     pfvs = sample(network, pictures, profile)
+    ...     row, column = pfvs.positions("layer4.2")[0].tolist()
+    ...     name = {"name": "paw", "block": "layer4.2", "picture": pictures.paths[0]}
+    ...     name |= {"box": pictures.boxes[0], "position": [row, column]}
+    ...     _ = (Path(here) / "mine.json").write_text(json.dumps([name]))
+    ...     list(named(pfvs, fit_concepts(pfvs, profile), Path(here) / "mine.json").values())
+    ['paw']
+    """
+    found: dict[str, list[str]] = {}
+    for entry in json.loads(Path(path).expanduser().read_text(encoding="utf-8")):
+        block, where = entry["block"], (entry["picture"], tuple(entry["box"]))
+        if block not in concepts:
+            continue
+        places = list(zip(pfvs.pictures.paths, pfvs.pictures.boxes, strict=True))
+        there = torch.tensor([place == where for place in places])[pfvs.picture_ids(block)]
+        there &= (pfvs.positions(block) == torch.tensor(entry["position"])).all(dim=1)
+        for concept in concepts[block].assigned.cpu()[there].unique().tolist():
+            found.setdefault(f"{block}/{concept}", []).append(entry["name"])
+    return {node: ", ".join(names) for node, names in found.items()}
 
 
 @dataclass(frozen=True)
