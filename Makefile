@@ -4,12 +4,14 @@
 # PYTHON=python3.12 chooses the interpreter (3.10 or newer), PROFILE=quick|colab|paper the sizes.
 PYTHON ?= python3
 PROFILE ?= $(or $(GIG_PROFILE),quick)
+# PICTURES=imagenette takes 30 photographs of each class of Imagenette in place of the sample.
 # TORCH_INDEX=ADDRESS takes PyTorch from there first, such as the CPU build's that its own page names.
 # CONSTRAINTS=constraints-colab.txt installs Colab's versions.
 WANTED := -r requirements.txt -e . $(addprefix -c ,$(CONSTRAINTS))
 VENV := .venv
 PY := $(VENV)/bin/python
 export GIG_PROFILE := $(PROFILE)
+export GIG_IMAGES := $(or $(GIG_IMAGES),$(PICTURES:imagenette=imagenette-30))
 # A container's habit, which has every process compile torch anew: 9 s each.
 unexport PYTHONDONTWRITEBYTECODE
 

@@ -2,6 +2,7 @@
 
 import os
 import urllib.error
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -337,6 +338,20 @@ def test_a_set_that_cannot_be_downloaded_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     with pytest.raises(AssetUnavailable, match="GIG_IMAGES"):
         load_pictures("imagenette")
+
+
+def test_thirty_of_each_class_of_imagenette(tmp_path, monkeypatch):
+    inside, counts = tmp_path / "imagenette/imagenette2-320/val", {"n01440764": 31, "n02102040": 2}
+    for folder, count in counts.items():
+        (inside / folder).mkdir(parents=True)
+        for n in range(count):
+            Image.new("RGB", (8, 8)).save(inside / folder / f"{n:02}.png")
+    monkeypatch.setenv("GIG_CACHE", str(tmp_path))
+    monkeypatch.setattr("torchvision.datasets.Imagenette", lambda *args, **options: None)
+    every, some = load_pictures("imagenette"), load_pictures("imagenette-30")
+    assert len(every) == 33 and str(some) == "imagenette-30: 32 photographs"
+    assert {*every.paths} - {*some.paths} == {"n01440764/30.png"}
+    assert Counter(some.labels) == {0: 30, 217: 2}
 
 
 def test_sources_go_before_folders(tmp_path, monkeypatch):

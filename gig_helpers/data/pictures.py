@@ -262,7 +262,8 @@ def load_pictures(
         One of :data:`SOURCES`: ``"sample"``, the 20 ImageNet photographs inside foolbox, five
         views each (the whole and four quarters), and six photographs without a class from
         scikit-image and scikit-learn; ``"imagenette"``, the validation part of Imagenette,
-        downloaded by torchvision. Anything else: a folder, ``~`` being the reader's own, searched
+        downloaded by torchvision, and ``"imagenette-30"``, the first 30 of each of its ten classes.
+        Anything else: a folder, ``~`` being the reader's own, searched
         with its sub-folders for what Pillow reads. A picture gets the class of its nearest parent
         folder that is named like an ImageNet class (``n01534433`` or ``junco``), with spaces or
         underscores.
@@ -339,6 +340,12 @@ def _imagenette() -> Pictures:
     return _folder(root / "imagenette2-320" / "val", "imagenette", _class_index())
 
 
+def _imagenette_30() -> Pictures:
+    every = _imagenette()
+    first = [i for i, label in enumerate(every.labels) if every.labels[:i].count(label) < 30]
+    return replace(every.subset(first), name="imagenette-30")
+
+
 def _folder(root: Path, name: str, index: Mapping[str, int]) -> Pictures:
     if not root.is_dir():
         raise FileNotFoundError(
@@ -370,7 +377,9 @@ def _some(named: Mapping[str, str], most: int = 10) -> str:
     return "; ".join(f"{name} ({why})" for name, why in [*named.items()][:most]) + more
 
 
-SOURCES: dict[str, Callable[[], Pictures]] = {"sample": _sample, "imagenette": _imagenette}
+SOURCES: dict[str, Callable[[], Pictures]] = {
+    "sample": _sample, "imagenette": _imagenette, "imagenette-30": _imagenette_30,
+}  # fmt: skip
 """Sets of pictures by name; any other name is a folder's."""
 
 
