@@ -67,7 +67,7 @@ CLIPPED = """() => {
 """What runs off the screen where nothing scrolls it back."""
 
 CODE_SHARE, SHARE = (
-    0.42,
+    0.2,
     """() => {
     const tall = (e) => e.getBoundingClientRect().height;
     const code = [...document.querySelectorAll("article .cell_input")];
@@ -75,7 +75,7 @@ CODE_SHARE, SHARE = (
     return seen.reduce((sum, e) => sum + tall(e), 0) / tall(document.querySelector("article"));
 }""",
 )
-"""Of a chapter's height what may be code, folded as shipped, and what is; the first is to fall."""
+"""Of a chapter's height what may be code, folded as shipped, and what is."""
 
 SHRUNK, SMALLEST = (
     0.7,
