@@ -14,7 +14,7 @@ _CHUNK = 2**24
 """Floats that the largest temporary tensor may hold: 64 MB in single precision."""
 _NEW = 8
 """Concepts that join a working set at a time, at least; also C / 128, and …"""
-_GROWTH = 0.35
+_GROWTH = 0.2
 """… this share of the concepts in use."""
 _DAMPING = (0.1, 0.03, 0.01, 0.001, 0.0)
 """What the Newton steps of a round add to the curvature, relative to a concept's own: with many
@@ -269,12 +269,14 @@ def _solve(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Lasso codes (n, k) of y (n, C); the rows that did not get to ``tol``, and their gaps."""
     codes, todo = torch.zeros_like(start), torch.arange(len(y), device=y.device)
+    products = None  # ⟨v_i, v_j⟩ of all concepts
     # A working set: indices (n, m) of concepts, none twice in a row, and their codes.
     index = start.abs().topk(max(1, int((start != 0).sum(1).max())), dim=1).indices
     u = start.gather(1, index)
     for left in range(max_iter, -1, -1):
         residual = y - F.embedding_bag(index, vectors, per_sample_weights=u, mode="sum")
-        correlation = (residual @ vectors.T).abs()
+        gradient = residual @ vectors.T
+        correlation = gradient.abs()
         gap = _relative_gap(y, residual, correlation.amax(1), u, lam)
         done = torch.nonzero(gap <= tol)[:, 0]
         codes[todo[done, None], index[done]] = u[done]
@@ -282,8 +284,8 @@ def _solve(
         within = torch.where(u != 0, correlation.gather(1, index), 0).amax(1)
         settled = _relative_gap(y, residual, within, u, lam) <= 0.5 * gap
         open_ = torch.nonzero(~(gap <= tol))[:, 0]  # NaN is no solution
-        todo, y, residual, correlation, gap, settled, index, u = (
-            tensor[open_] for tensor in (todo, y, residual, correlation, gap, settled, index, u)
+        todo, y, gradient, correlation, gap, settled, index, u = (
+            tensor[open_] for tensor in (todo, y, gradient, correlation, gap, settled, index, u)
         )
         if not (left and len(todo)):
             break
@@ -296,27 +298,36 @@ def _solve(
         found = correlation.scatter_(1, index, -1).topk(joining, dim=1).indices
         index, u = torch.cat([index, found], 1), F.pad(u, (0, joining))
         parts, width = [], used + joining
+        if products is None and len(vectors) ** 2 <= min(_CHUNK, len(todo) * width**2):
+            products = vectors @ vectors.T  # cheaper of all once than of each working set
         rows = max(1, _CHUNK // (width * max(width, y.shape[1])))
         for part in torch.arange(len(todo), device=y.device).split(rows):
-            atoms = vectors[index[part]]
+            here = index[part]
+            if products is None:
+                atoms = vectors[here]
+                gram = atoms @ atoms.mT
+            else:
+                gram = products[here[:, :, None], here[:, None]]
             # More concepts would only hide which of those in use are too many.
-            atoms[:, used:] *= settled[part, None, None]
-            parts.append(_descend(residual[part], atoms, u[part], lam))
+            free = settled[part, None] | (torch.arange(width, device=y.device) < used)
+            gram = gram * (free[:, :, None] & free[:, None])
+            slope = gradient[part].gather(1, here) * free
+            parts.append(_descend(slope, gram, u[part], lam))
         u = torch.cat(parts)
     codes[todo[:, None], index] = u
     return codes, todo, gap
 
 
-def _descend(residual: Tensor, atoms: Tensor, u: Tensor, lam: float) -> Tensor:
-    """Lower eq. 2 for a batch of small problems: residual (n, C), atoms (n, m, C), codes u (n, m).
+def _descend(gradient: Tensor, gram: Tensor, u: Tensor, lam: float) -> Tensor:
+    """Lower eq. 2 for a batch of small problems, from codes u (n, m): gram is (n, m, m).
+
+    The gradient (n, m) is ⟨v_j, residual⟩, by which the square falls.
 
     Each step goes towards the optimum for the present signs, where a code that is 0 has the sign
     that lowers eq. 2; codes that would change their sign stop at 0. Of some lengths, from where
     the first code does so to the whole step, and a gradient step, the best is taken. The number
     of steps is fixed, so that nothing waits for a GPU.
     """
-    gram = atoms @ atoms.mT
-    gradient = (atoms @ residual[..., None])[..., 0]
     diagonal = gram.diagonal(dim1=1, dim2=2)
     # The ridge keeps equal concepts solvable; a step with a larger curvature still descends.
     ridge = torch.finfo(u.dtype).eps * u.shape[1] * diagonal.amax(1, keepdim=True)

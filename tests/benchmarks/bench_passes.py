@@ -37,16 +37,23 @@ ROUNDS = 3
 Case = Callable[[], object]
 
 
-def lasso(network: Network, image: Tensor, block: str) -> Case:
-    """Codes of one picture at all positions of a block, k = 8C."""
+def lasso(network: Network, image: Tensor, block: str, share: float = 1.0) -> Case:
+    """Codes of one picture at all positions of a block, k = 8C.
+
+    Only a share of the concepts are PFVs of their own, the others noisy copies of these. The
+    picture is mirrored, for its own PFVs are among them.
+    """
     k = 8 * network.channels(block)
     generator = torch.Generator().manual_seed(0)
-    others, beta = real_pfvs(block, k)
-    noise = torch.randn(k, others.shape[1], generator=generator) * (others - beta).std(dim=0)
-    vectors = (others - beta)[torch.arange(k) % len(others)]
+    every, beta = real_pfvs(block, k)
+    others = (every - beta)[: int(share * k)]
+    spread = (1 if share == 1 else 0.1) * others.std(dim=0)
+    noise = torch.randn(k, others.shape[1], generator=generator) * spread
+    vectors = others[torch.arange(k) % len(others)]
     vectors[len(others) :] += noise[len(others) :]
     vectors = torch.nn.functional.normalize(vectors, dim=1)
-    x = network.positions(network.preactivations(image[None], [block])[block], block)[0]
+    x = network.preactivations(image[None].flip(-1), [block])[block]
+    x = network.positions(x, block)[0]
     lam = lambda_for(x[:: len(x) // 16], vectors, wanted_nonzeros(block, k), beta=beta, rtol=0.2)
     return lambda: lasso_codes(x, vectors, lam, beta=beta)
 
@@ -61,6 +68,7 @@ def steps(network: Network, images: Tensor) -> dict[str, tuple[Case, int, str]]:
     return {
         "Lasso, layer1.2, k = 2048": (lasso(network, images[0], "layer1.2"), 1, "25"),
         "Lasso, layer4.2, k = 16384": (lasso(network, images[0], "layer4.2"), 1, "10"),
+        "Lasso, copies of 384": (lasso(network, images[0], "layer4.2", 3 / 128), 1, "50"),
         "contributions, to the pixels": (
             lambda: contributions(network, images, ("pixels", *network.blocks)), len(images), "",
         ),
