@@ -23,7 +23,7 @@ book: setup
 # Pages to browse all concepts of the profile's pictures: GIG_IMAGES names others. A run that was killed
 # goes on where it was.
 atlas: setup
-	GIG_ARTIFACTS=$(or $(GIG_ARTIFACTS),book/artifacts) $(PY) -m gig_helpers.report.atlas _build/atlas
+	GIG_ARTIFACTS=$(or $(GIG_ARTIFACTS),book/artifacts) $(PY) -m gig_helpers.report _build/atlas
 
 # First the chapters, one at a time with all cores, then tests side by side with one core each. A
 # chapter that fails is told by its test.

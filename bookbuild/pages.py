@@ -92,7 +92,7 @@ def _build(executed: list[Path], wanted: str) -> None:
     _vendor(SOURCE / "_web" / "vendor")
     shutil.rmtree(ATLAS, ignore_errors=True)
     quick = os.environ | {"GIG_PROFILE": "quick"}
-    command = [sys.executable, "-m", "gig_helpers.report.atlas", str(ATLAS)]
+    command = [sys.executable, "-m", "gig_helpers.report", str(ATLAS)]
     subprocess.run(command, check=True, cwd=BOOK, env=quick)
     jupyter_book = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
     options = ["--path-output", str(ROOT), "-W", "-n", "--keep-going", "-q"]

@@ -1,4 +1,4 @@
-"""``python -m experiments [PART …]``: the parts that are named, else all but ``scale``."""
+"""``python -m experiments [PART …]``: the parts that are named, else all that are not timed."""
 
 import sys
 from importlib import import_module
@@ -8,14 +8,14 @@ from .run import start
 NAMES = (
     "classes", "interlayer", "extractors", "rivals", "early", "fewer", "controls", "families",
     "readings", "shared", "graphs", "paths", "edges", "circuits", "sampling", "shortcut",
-    "watermarks", "planted", "scale",
+    "watermarks", "planted", "growth", "scale",
 )  # fmt: skip
 PARTS = {name: import_module(f"{__package__}.{name}").make for name in NAMES}
 
 
 def main() -> None:
     """Make the parts that the command line names."""
-    names = sys.argv[1:] or [name for name in PARTS if name != "scale"]
+    names = sys.argv[1:] or [name for name in PARTS if name not in {"growth", "scale"}]
     if unknown := set(names) - set(PARTS):
         sys.exit(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     run = start()

@@ -23,7 +23,7 @@ def make(run: Run) -> None:
         part = Run(profile, run.network, run.pictures.subset(range(0, len(run.pictures), share)))
         with nothing_kept():
             for row in _chain(part):
-                rows.append({"pictures": len(part.pictures), **row, **_peaks()})
+                rows.append({"pictures": len(part.pictures), **row, **peaks()})
                 write(
                     run, "scale", rows, evaluated=TIMED_PICTURES, gap=profile.gap,
                     bracket=profile.bracket, targets=profile.evaluation_targets,
@@ -66,7 +66,7 @@ def _chain(run: Run) -> Iterator[dict[str, Any]]:
     yield row("graph of a picture", 1)
 
 
-def _peaks() -> dict[str, float]:
+def peaks() -> dict[str, float]:
     """Most memory so far, in MB: of the process, and of the GPU where there is one."""
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peaks = {"peak_mb": kilobytes / (1e6 if sys.platform == "darwin" else 1e3)}

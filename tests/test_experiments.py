@@ -25,6 +25,7 @@ from experiments import (
     families,
     fewer,
     graphs,
+    growth,
     interlayer,
     paths,
     planted,
@@ -654,6 +655,22 @@ def test_scale_measures_every_stage_from_nothing(small, folder):
     assert os.environ["GIG_ARTIFACTS"] == str(folder) and sorted(folder.iterdir()) == before
 
 
+def test_growth_changes_one_thing_at_a_time(small, folder, monkeypatch):
+    before = sorted(folder.iterdir())
+    for name, sizes in {"PICTURES": (2, 8), "CONCEPTS": (4, 8), "BLOCKS": (1, 4)}.items():
+        monkeypatch.setattr(growth, name, sizes)
+    monkeypatch.setattr(growth, "NONZEROS", 2)
+    growth.make(small)
+    found = written("growth")
+    assert fields(found) == fields(artifacts.recorded("growth"))
+    rows = [(row["along"], row["count"], row["stage"]) for row in found["rows"]]
+    expected = [("pictures", n, stage) for n in (2, 8) for stage in ("sampling", "clustering")]
+    expected += [("concepts", k, s) for k in (4, 8) for s in ("clustering", "codes of a picture")]
+    assert rows == [*expected, ("blocks", 1, "sampling"), ("blocks", 4, "sampling")]
+    assert all(row["seconds"] > 0 for row in found["rows"])
+    assert sorted(folder.iterdir()) == before
+
+
 def test_parts_by_name(monkeypatch):
     made = []
     monkeypatch.setattr(command, "start", lambda: "run")
@@ -662,7 +679,7 @@ def test_parts_by_name(monkeypatch):
     )
     monkeypatch.setattr("sys.argv", ["experiments"])
     command.main()
-    assert made == [(n, "run") for n in command.PARTS if n != "scale"]
+    assert made == [(n, "run") for n in command.PARTS if n not in {"growth", "scale"}]
     monkeypatch.setattr("sys.argv", ["experiments", "scale", "sclae"])
     with pytest.raises(SystemExit, match="no such part: sclae"):
         command.main()

@@ -1,6 +1,6 @@
 """An atlas of all concepts: static pages to browse, to search and to zoom, which need no server.
 
-``make atlas`` runs ``python -m gig_helpers.report.atlas FOLDER`` with the profile's pictures.
+``make atlas`` runs ``python -m gig_helpers.report FOLDER`` with the profile's pictures.
 """
 
 import html
@@ -8,7 +8,6 @@ import json
 import math
 import re
 import shutil
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,14 +16,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..concepts import Concepts, fit_concepts
-from ..data import artifacts, profiles
-from ..data.pictures import load_pictures
-from ..network import load_network
-from ..pfv import PFVDataset, sample
+from ..concepts import Concepts
+from ..data import artifacts
+from ..pfv import PFVDataset
 from .atlas_data import Gathered, comes_back, gather, plane, proposed
 from .atlas_sheets import SIDE, Chosen, choose, draw, sheets
-from .examples import named
 from .statistics import interval
 
 PHOTOGRAPH, ALBUM = 160, 8
@@ -97,7 +93,7 @@ def atlas(
     >>> from tempfile import TemporaryDirectory
     >>> from unittest.mock import patch
     >>> from torchvision.models import resnet18
-    >>> from gig_helpers import Network, Profile
+    >>> from gig_helpers import Network, Profile, fit_concepts, load_pictures, sample
     >>> network = Network(resnet18(), device="cpu")
     >>> pictures, profile = load_pictures("sample", network), Profile(blocks=("layer4.1",))
     >>> with TemporaryDirectory() as here, patch.dict(os.environ, GIG_ARTIFACTS=here):
@@ -314,12 +310,3 @@ def _graph(
             "gap": _rounded(float(found.gaps[block][rows].mean())),
         }
     return {"photographs": [*rows], "blocks": blocks}
-
-
-if __name__ == "__main__":
-    profile = profiles.get()
-    network = load_network(profile.network, profile.weights)
-    pictures = load_pictures(profile.pictures, network).labelled(network)
-    pfvs = sample(network, pictures, profile)
-    concepts = fit_concepts(pfvs, profile)
-    print(atlas(pfvs, concepts, sys.argv[1], names=named(pfvs, concepts)))
