@@ -109,11 +109,15 @@ def test_a_graph_of_one_class_lies_on_its_side_with_its_path_in_orange(d):
 
 def test_still_figure_draws_every_edge_above_the_threshold(pair):
     named = pair.copy()
-    concept = next(n for n, d in named.nodes(data=True) if d["kind"] == "concept")
+    concept, other, *_ = (n for n, d in named.nodes(data=True) if d["kind"] == "concept")
     named.nodes[concept]["name"] = "$_x"  # a reader's name, not a formula
+    named.nodes[other]["name"] = "what no tile is wide enough for"
     figure = graph_figures.still_graph(_shown(named), threshold=0.2)
     figure.canvas.draw()
-    assert any(text.get_text().endswith(" $_x") for text in figure.axes[0].texts)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert any(text.endswith(" $_x") for text in texts)
+    (cut,) = (text for text in texts if " what " in text)
+    assert cut.endswith(" …") and len(cut) <= 17
     drawn = sum(
         len(c.get_segments()) for c in figure.axes[0].collections if isinstance(c, LineCollection)
     )

@@ -179,7 +179,8 @@ def still_graph(shown: Illustrated, threshold: float = 0.3, path: Sequence[str] 
             axes.add_patch(edge)
         if near:  # its name is a reader's, not a formula
             star = "*" if data.get("photographs") == 1 else ""
-            name = f"{data['concept']}{star} {data['name']}".strip()
+            name = f"{data['concept']}{star} {data['name']}"
+            name = textwrap.shorten(name, 17, placeholder=" …")  # as wide as a tile
             axes.text(x - 0.4, y - 0.47, name, va="top", size="x-small", parse_math=False, zorder=6)
         else:
             axes.text(x, y + 0.46, data["name"], ha="center", va="bottom", **_RIM)
