@@ -37,7 +37,7 @@ EMPTY = """() => {
         ...all(".plotly-figure", (e) => !(e.querySelector(".main-svg")?.clientWidth > 50)),
         ...all("[type='application/vnd.jupyter.widget-view+json']", () => true),
         ...all("article :is(button, input, select):not(.copybtn, .toggle-button)",
-            (e) => !e.closest(".flipbook, .gig-graph")),
+            (e) => !e.closest(".flipbook, .gig-graph, .quiz")),
         ...all(".math", (e) => !e.querySelector("mjx-container") || e.querySelector("mjx-merror")),
         ...all("article img:not([hidden])", (e) => !e.naturalWidth || !e.alt.trim()),
         ...all(".cell_output", (e) => !text(e).trim() && !e.querySelector(drawn)),
