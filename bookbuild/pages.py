@@ -189,7 +189,7 @@ def _takes() -> str:
     lines = [
         "| what | takes |",
         "|---|---:|",
-        f"| all {len(each)} chapters of these pages | {_time(whole[0])} |",
+        f"| all {len(each)} notebooks of these pages | {_time(whole[0])} |",
         f"| the longest of them, {{doc}}`{slowest}` | {_time(each[slowest][0])} |",
     ]
     lines += [f"| {words} | {_time(took[stage])} |" for stage, words in stages.items()]
