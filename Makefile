@@ -11,7 +11,9 @@ WANTED := -r requirements.txt -e . $(addprefix -c ,$(CONSTRAINTS))
 VENV := .venv
 PY := $(VENV)/bin/python
 export GIG_PROFILE := $(PROFILE)
-export GIG_IMAGES := $(or $(GIG_IMAGES),$(PICTURES:imagenette=imagenette-30))
+ifdef PICTURES
+export GIG_IMAGES ?= $(PICTURES:imagenette=imagenette-30)
+endif
 # A container's habit, which has every process compile torch anew: 9 s each.
 unexport PYTHONDONTWRITEBYTECODE
 

@@ -12,7 +12,6 @@
 An answer is its first line, the rest says why; ``[x]`` is right. A notebook shows this very text.
 """
 
-import html
 import re
 from typing import Any
 
@@ -36,11 +35,16 @@ class Quiz(SphinxDirective):
         for line in self.content:
             if first := _ANSWER.fullmatch(line):
                 answers.append((first[1], first[2], []))
-            elif answers:
+            elif answers and line.startswith("  "):
                 answers[-1][2].append(line.strip())
-        if [mark for mark, *_ in answers].count("x") != 1 or not all(why for *_, why in answers):
-            raise self.error("a quiz has one right answer, [x], and says why of each")
-        name = html.escape(f"quiz-{self.env.new_serialno('quiz')}")
+            else:
+                raise self.error(
+                    f"neither an answer, - [ ] or - [x], nor a reason below one: {line}"
+                )
+        right = [mark for mark, *_ in answers].count("x")
+        if right != 1 or len(answers) < 2 or not all(why for *_, why in answers):
+            raise self.error("a quiz has two answers or more, one of them right, [x], and says why")
+        name = f"quiz-{self.env.new_serialno('quiz')}"
         question = self.parse_text_to_nodes(self.arguments[0])
         parts = [_raw('<fieldset class="quiz"><legend>'), *_inline(question), _raw("</legend>")]
         for mark, answer, why in answers:

@@ -18,7 +18,15 @@ EACH, NONZEROS = 6, 16
 
 
 def make(run: Run) -> None:
-    """Write ``growth.json``."""
+    """Write ``growth.json``.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer pictures than are to be sampled.
+    """
+    if len(run.pictures) < PICTURES[-1]:
+        raise ValueError(f"growth takes {PICTURES[-1]} pictures, but there are {run.pictures}")
     rows: list[dict[str, Any]] = []
     with nothing_kept():
         for row in _rows(run):

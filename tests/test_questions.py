@@ -158,6 +158,22 @@ def test_suspects_by_hand(network):
         assert row["classes"] == len(won)
 
 
+def test_where_nothing_pulls_no_concept_is_first(network):
+    """Two pictures alike, of which the second has the opposite codes: what pulls there, pushes."""
+    d = written(network, torch.ones(2, 16, 1) * torch.tensor([1.0, -1.0])[:, None, None])
+    block, said = d.blocks[0], d.logits().argmax(dim=1).tolist()
+    labels = [next(c for c in range(4) if c != of_one) for of_one in said]
+    both = [[of_one, label] for of_one, label in zip(said, labels, strict=True)]
+    values = attribute(d, block, both, tolerance=1e-3)
+    pulling = values[:, 0, 0] > values[:, 1, 0]
+    assert pulling.tolist() in ([True, False], [False, True])
+    table = suspects(d, block, labels, tolerance=1e-3)
+    assert table.loc[0, ["share", "photographs", "classes"]].tolist() == [1, 1, 1]
+    pushing = int((~pulling).nonzero())
+    alone = suspects(d[[pushing]], block, [labels[pushing]], tolerance=1e-3)
+    assert alone.loc[0, ["photographs", "classes"]].tolist() == [0, 0]
+
+
 def test_a_photograph_that_is_right_is_no_suspicion(network):
     d = written(network, sparse_codes(2, 16, 5, share=0.7))
     said = d.logits().argmax(dim=1).tolist()

@@ -42,7 +42,11 @@ def test_a_question_is_a_group_of_labelled_buttons(built):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("[x]", "[ ]"), ("[ ]", "[x]"), ("  It *is*.\n", ""), ("- ", "")]
-)
+    ("old", "new"),
+    [
+        ("[x]", "[ ]"), ("[ ]", "[x]"), ("  It *is*.\n", ""), ("- ", ""),
+        ("- [ ] No\n  It *is*.\n", ""), ("[ ]", "[]"), ("  definition", "definition"),
+    ],
+)  # fmt: skip
 def test_a_question_without_one_right_answer_or_a_reason_fails_the_build(built, old, new):
     assert built(QUESTION)[0] == 0 != built(QUESTION.replace(old, new))[0]

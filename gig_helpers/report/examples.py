@@ -283,12 +283,12 @@ def named(
     ...     list(named(pfvs, fit_concepts(pfvs, profile), Path(here) / "mine.json").values())
     ['paw']
     """
+    places = list(zip(pfvs.pictures.paths, pfvs.pictures.boxes, strict=True))
     found: dict[str, list[str]] = {}
     for entry in json.loads(Path(path).expanduser().read_text(encoding="utf-8")):
         block, where = entry["block"], (entry["picture"], tuple(entry["box"]))
         if block not in concepts:
             continue
-        places = list(zip(pfvs.pictures.paths, pfvs.pictures.boxes, strict=True))
         there = torch.tensor([place == where for place in places])[pfvs.picture_ids(block)]
         there &= (pfvs.positions(block) == torch.tensor(entry["position"])).all(dim=1)
         for concept in concepts[block].assigned.cpu()[there].unique().tolist():
