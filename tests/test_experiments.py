@@ -670,7 +670,7 @@ def test_growth_changes_one_thing_at_a_time(small, folder, monkeypatch):
     assert all(row["seconds"] > 0 for row in found["rows"])
     assert sorted(folder.iterdir()) == before
     monkeypatch.setattr(growth, "PICTURES", (2, 1600))
-    with pytest.raises(ValueError, match="growth takes 1600 pictures, but there are sample: 26"):
+    with pytest.raises(ValueError, match="growth takes 1600 pictures, but there are sample: "):
         growth.make(small)
 
 
