@@ -4,6 +4,7 @@ import ast
 import inspect
 import pkgutil
 import re
+import subprocess
 from importlib import import_module
 
 import nbformat
@@ -140,6 +141,18 @@ def test_pyproject_repeats_requirements():
     assert block
     module = {Requirement(line) for line in re.findall(r'"(.+?)"', block.group(1))}
     assert module <= set(requirements())
+
+
+def test_an_index_named_for_torch_is_asked_before_all_else():
+    """So the CPU build of torch and torchvision is there when the other packages are installed."""
+    index = "https://example.org/cpu"
+    command = ["make", "--dry-run", "--always-make", f"TORCH_INDEX={index}", ".venv/.ready"]
+    lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    lines = [line for line in lines.splitlines() if " install " in line]
+    (first,) = (
+        n for n, line in enumerate(lines) if f"torch torchvision --index-url {index}" in line
+    )
+    assert first < min(n for n, line in enumerate(lines) if "requirements.txt" in line)
 
 
 def test_every_page_of_the_contents_exists():
