@@ -125,24 +125,48 @@ def test_crop_changes_nothing(kind, size):
         torch.testing.assert_close(cut, whole, rtol=1e-9, atol=1e-12)
 
 
-def test_receptive_field():
+def check_receptive_field(network, block, place):
     """Changed pixels outside of the field change nothing, those in its corners do."""
-    network = random_network("v1.5", torch.float64)
     image = torch.randn(1, 3, 96, 96, dtype=torch.float64)
-    for block, place in (("layer1.1", 11), ("layer2.0", 6)):
-        size, step, start = network.receptive_field(block)
-        first = start + step * place
-        inside = torch.zeros(96, 96, dtype=torch.bool)
-        inside[first : first + size, first : first + size] = True
-        before = network.preactivations(image, [block])[block]
-        assert network.map_size(block, (96, 96)) == before.shape[2:]
-        outside = network.preactivations(torch.where(inside, image, -image), [block])[block]
-        assert torch.equal(outside[..., place, place], before[..., place, place])
-        for corner in (first, first + size - 1):
-            moved = image.clone()
-            moved[..., corner, corner] += 50
-            after = network.preactivations(moved, [block])[block]
-            assert not torch.equal(after[..., place, place], before[..., place, place])
+    size, step, start = network.receptive_field(block)
+    first = start + step * place
+    inside = torch.zeros(96, 96, dtype=torch.bool)
+    inside[first : first + size, first : first + size] = True
+    before = network.preactivations(image, [block])[block]
+    assert network.map_size(block, (96, 96)) == before.shape[2:]
+    outside = network.preactivations(torch.where(inside, image, -image), [block])[block]
+    assert torch.equal(outside[..., place, place], before[..., place, place])
+    for corner in (first, first + size - 1):
+        moved = image.clone()
+        moved[..., corner, corner] += 50
+        after = network.preactivations(moved, [block])[block]
+        assert not torch.equal(after[..., place, place], before[..., place, place])
+
+
+@pytest.mark.parametrize(("block", "place"), [("layer1.1", 11), ("layer2.0", 6)])
+def test_receptive_field(block, place):
+    check_receptive_field(random_network("v1.5", torch.float64), block, place)
+
+
+def test_receptive_field_of_dilated_windows_side_by_side():
+    class SideBySide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+            self.narrow = nn.Conv2d(4, 4, 3, padding=1)
+            self.wide = nn.Conv2d(4, 4, 5, padding=6, dilation=3)
+            self.both = nn.Conv2d(8, 4, 1)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.first(x)
+            x = self.both(torch.cat([self.narrow(x), self.wide(x)], 1))
+            return self.head(x.relu().mean((2, 3)))
+
+    network = Network(
+        SideBySide().double().eval(), device="cpu", blocks=["both"], input_size=(96, 96)
+    )
+    check_receptive_field(network, "both", 20)
 
 
 # ------------------------------------------------------------------------- each rule by hand
