@@ -52,36 +52,58 @@ def _named(tests: Mapping[str, Comparison], word: str) -> str:
 
 
 def page() -> str:
-    """Three sentences that sum all claims up, and the claims as a Markdown table."""
-    parts = (
-        _classes, _early, _readings, _pairs, _edges, _paths, _circuits, _shared, _shortcut,
-        _carried, _planted, _extractors, _fewer, _sampling, _controls, _families,
-    )  # fmt: skip
-    rows = [row for part in parts for row in part()]
+    """How many claims hold, a glance by question, claims question by question, all evidence."""
+    asked = {question: [row for part in parts for row in part()] for question, parts in ASKED}
+    rows = [row for of in asked.values() for row in of]
+    glance = ["| Question | Claims |", "|---|---|"]
+    sections = list[str]()
+    for question, of in asked.items():
+        # What a question comes to is seen at once where equal signs stand side by side.
+        signs = sorted((sign(row) for row in of), key="●◐○✕".index)
+        glance.append(f"| {question} | {''.join(signs)} |")
+        lines = ["| Claim | Verdict |", "|---|---|"]
+        lines += [f"| {claim} | {sign((claim, '', word))} {word} |" for claim, _, word in of]
+        sections.append(f"## {question}\n\n" + "\n".join(lines))
     lines = ["| Claim | Evidence here | Verdict |", "|---|---|---|"]
     lines += [f"| {claim} | {evidence} | **{word}** |" for claim, evidence, word in rows]
-    return summary(rows) + "\n\n" + "\n".join(lines) + "\n"
+    table = "\n".join(lines)
+    evidence = f":::{{dropdown}} All {len(rows)} claims with their evidence, place by place"
+    folded = f"## The evidence\n\n{evidence}\n{table}\n:::"
+    parts = [summary(rows), "\n".join(glance), "<!-- one by one -->", *sections, folded]
+    return "\n\n".join(parts) + "\n"
+
+
+def sign(row: Row) -> str:
+    """One sign for a verdict; an objection that holds is a loss of the method.
+
+    Examples
+    --------
+    >>> [sign(("A", "", word)) for word in ("holds", "holds at a", "not decided", "does not hold")]
+    ['●', '◐', '○', '✕']
+    >>> sign(("Objection: A", "", "holds")), sign(("Objection: A", "", "does not hold"))
+    ('✕', '●')
+    """
+    claim, _, word = row
+    won, lost = "●✕" if not claim.startswith("Objection: ") else "✕●"
+    return {"holds": won, "does not hold": lost}.get(word, "◐" if word[:6] == "holds " else "○")
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """How many claims hold, hold somewhere, and do not, and which these are.
+    """How many claims hold, hold somewhere, and do not, which these are, and how many are open.
 
     Examples
     --------
     >>> print(summary([("A is so", "", "holds"), ("B is", "", "does not hold"), ("C", "", "x")]))
-    Of 3 claims 1 holds wherever it was tested and 0 somewhere. Not: *B is*. Left open: *C*.
+    Of 3 claims 1 holds wherever it was tested, 0 somewhere, 1 not; 1 open. Not: *B is*.
     """
     everywhere = sum(word == "holds" for *_, word in rows)
     somewhere = sum(word.startswith("holds ") for *_, word in rows)
     fails = [claim for claim, _, word in rows if word == "does not hold"]
-    other = [
-        claim for claim, _, word in rows if not word.startswith("holds") and claim not in fails
-    ]
-    listed = ("; ".join(f"*{claim}*" for claim in claims) or "none" for claims in (fails, other))
-    hold = "holds" if everywhere == 1 else "hold"
+    listed = "; ".join(f"*{claim}*" for claim in fails) or "none"
+    hold, were = ("holds", "it was") if everywhere == 1 else ("hold", "they were")
     return (
-        f"Of {len(rows)} claims {everywhere} {hold} wherever it was tested and {somewhere} "
-        "somewhere. Not: {}. Left open: {}.".format(*listed)
+        f"Of {len(rows)} claims {everywhere} {hold} wherever {were} tested, {somewhere} somewhere, "
+        f"{len(fails)} not; {len(rows) - everywhere - somewhere - len(fails)} open. Not: {listed}."
     )
 
 
@@ -110,7 +132,6 @@ def _classes() -> Iterator[Row]:
         }
         where = f"{{numref}}`fig-class-larger`, {run['settings']['evaluated']} held-out photographs"
         yield _judged(claim, tests, where, "area")
-    yield from _rivals()
 
 
 def _rivals() -> Iterator[Row]:
@@ -144,12 +165,12 @@ def _early() -> Iterator[Row]:
     run = artifacts.recorded("early")
     where = f"area, {run['settings']['evaluated']} held-out photographs, chapter 5"
     claims = {
-        "order by size, |Γ|": "At the first two blocks an order by the size of relevances "
-        "inserts a class sooner than one by their sign",
-        "β the mean PFV": "At the first two blocks concepts around the mean PFV "
+        "order by size, |Γ|": "Objection: at the first two blocks an order by the size of "
+        "relevances inserts a class sooner than one by their sign",
+        "β the mean PFV": "Objection: at the first two blocks concepts around the mean PFV "
         "insert a class sooner than around μ_BN",
-        "random order in use": "At the first two blocks even chance inserts a class sooner "
-        "than GIG's order",
+        "random order in use": "Objection: at the first two blocks even chance inserts a class "
+        "sooner than GIG's order",
     }
     for changed, claim in claims.items():
         rows = (row for row in run["rows"] if row["changed"] == changed)
@@ -203,11 +224,11 @@ def _edges() -> Iterator[Row]:
     rows = [row for row in artifacts.recorded("edges")["rows"] if row["of"] == "families"]
     between = [row for row in rows if row["target"] != "class"]
     claims = {
-        "GIG, to the reconstruction": "An edge to the network's own map forecasts what a later "
-        "concept loses better than the paper's, to the reconstruction",
-        "attribution patching": "An edge to the network's own map forecasts that better "
-        "than one gradient there",
-        "activation × cosine": "An edge to the network's own map forecasts that better than "
+        "GIG, to the reconstruction": "An edge of this book's graphs (to the network's own map) "
+        "forecasts a removal better than the paper's (to the reconstruction)",
+        "attribution patching": "An edge of this book's graphs forecasts a removal better than "
+        "one gradient",
+        "activation × cosine": "An edge of this book's graphs forecasts a removal better than "
         "what is active and alike",
     }
     for rival, claim in claims.items():
@@ -458,3 +479,17 @@ def _at_most(some: Collection[str], every: Collection[str]) -> str:
 def _turned(minus: Mapping[str, float]) -> Comparison:
     """Ours less theirs, of theirs less ours."""
     return Comparison(-minus["mean"], -minus["high"], -minus["low"], minus["p_value"])
+
+
+ASKED = (
+    ("Do relevances say what a class needs? (chapter 5)", (_classes, _early, _readings)),
+    ("Are edges between blocks true? (chapter 6)", (_pairs, _edges)),
+    ("Do paths and circuits carry the class? (chapter 7)", (_paths, _circuits, _shared)),
+    ("Can a shortcut be found and cut? (chapter 10)", (_shortcut, _carried, _planted)),
+    (
+        "Are the concepts better than others? (chapters 3, 5 and 8)",
+        (_rivals, _extractors, _fewer, _sampling),
+    ),
+    ("Is a concept more than one clustering's? (chapter 8)", (_controls, _families)),
+)
+"""Questions of the page, and what answers each."""

@@ -39,8 +39,10 @@ def test_what_is_ours_less_theirs_has_its_ends_turned():
 
 
 def test_every_row_has_a_claim_its_evidence_and_a_verdict():
-    said, _, *lines = verdicts.page().splitlines()
+    said, _, *rest = verdicts.page().splitlines()
     words = ("holds", "does not hold", "not decided", "too small to matter")
+    start = rest.index("| Claim | Evidence here | Verdict |")
+    lines = rest[start : rest.index(":::", start)]
     assert len(lines) >= 12 and lines[1] == "|---|---|---|"
     claims = []
     for line in lines[2:]:
@@ -49,6 +51,12 @@ def test_every_row_has_a_claim_its_evidence_and_a_verdict():
         claims.append((claim, evidence, word.strip("*")))
     assert len({claim for claim, *_ in claims}) == len(claims)
     assert said == verdicts.summary(claims) and said.startswith(f"Of {len(claims)} claims")
+    # Question by question the same claims stand with the same verdicts, and at a glance as many.
+    there = rest.index("<!-- one by one -->")
+    short = [line for line in rest[there:start] if line[:2] == "| " and line[:7] != "| Claim"]
+    assert short == [f"| {c} | {verdicts.sign((c, '', w))} {w} |" for c, _, w in claims]
+    glance = "".join(line.strip("| ").split(" | ")[1] for line in rest[2 : rest.index("")])
+    assert sorted(glance) == sorted(verdicts.sign(row) for row in claims)
 
 
 def test_better_everywhere_is_what_the_table_says(monkeypatch):
