@@ -58,8 +58,8 @@ def page() -> str:
     glance = ["| Question | Claims |", "|---|---|"]
     sections = list[str]()
     for question, of in asked.items():
-        # What a question comes to is seen at once where equal signs stand side by side.
-        signs = sorted((sign(row) for row in of), key="●◐○✕".index)
+        # Equal signs side by side, losses first: what a question comes to is seen at once.
+        signs = sorted((sign(row) for row in of), key="✕○◐●".index)
         glance.append(f"| {question} | {''.join(signs)} |")
         lines = ["| Claim | Verdict |", "|---|---|"]
         lines += [f"| {claim} | {sign((claim, '', word))} {word} |" for claim, _, word in of]
