@@ -193,10 +193,10 @@ def _cut() -> str:
     rival, there = span("shortcut", "a direction from pairs"), "other_shortcut"
     least, nothing = span(there, "suspects, 3"), span(there, "nothing")
     return (
-        f"A larger run has {count} photographs that made no concept. With the watermark the "
-        f"network gets {said(of['nothing'])} of them right; with three concepts out "
-        f"{said(of['suspects, 3'])}, depending on the layer; without any watermark "
-        f"{said(span('shortcut', 'nothing', 'clean'))}. **Its limits:** a rival that is told which "
+        f"A larger run, of {count} photographs that made no concept: the network gets "
+        f"{said(span('shortcut', 'nothing', 'clean'))} of them right, with the watermark "
+        f"{said(of['nothing'])}, and with three concepts out {said(of['suspects, 3'])}, depending "
+        "on the layer. **Its limits:** a rival that is told which "
         f"photographs have the watermark, one direction learnt from pairs, gets {said(rival)}; and "
         f"in another network, EfficientNet-Lite0, the same cut turns {said(nothing)} into "
         f"{said(least)}{': at some layers it does harm' * (least[0] < nothing[0])}.\n"
