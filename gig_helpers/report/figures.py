@@ -141,15 +141,17 @@ def portrait(example: Example, size: int = 160) -> Image.Image:
 
 
 def caption(example: Example) -> str:
-    """What stands by a :func:`portrait`: the class, if there is one, and the photograph's name.
+    """What stands by a :func:`portrait`: the class, or where there is none the photograph's name.
 
     Examples
     --------
     >>> crop, ierf = np.zeros((40, 40, 3), np.uint8), np.ones((40, 40))
-    >>> caption(Example(crop, ierf, (5, 5, 20), "a/b.png", "junco")).splitlines()
-    ['junco', 'b']
+    >>> caption(Example(crop, ierf, (5, 5, 20), "a/b.png", "junco"))
+    'junco'
+    >>> caption(Example(crop, ierf, (5, 5, 20), "a/b.png"))
+    'b'
     """
-    return f"{example.label or ''}\n{Path(example.picture).stem[-22:]}".strip()
+    return example.label or Path(example.picture).stem[-22:]
 
 
 def thumbnail(axes: Axes, example: Example, title: str = "") -> None:
@@ -162,8 +164,8 @@ def thumbnail(axes: Axes, example: Example, title: str = "") -> None:
     ... )
     >>> figure, axes = plt.subplots()
     >>> thumbnail(axes, shot, "a concept")
-    >>> axes.images[0].get_size(), axes.get_title(), axes.texts[0].get_text().splitlines()
-    ((160, 160), 'a concept', ['junco', 'b'])
+    >>> axes.images[0].get_size(), axes.get_title(), axes.texts[0].get_text()
+    ((160, 160), 'a concept', 'junco')
     >>> plt.close(figure)
     """
     picture(axes, portrait(example))
@@ -232,7 +234,7 @@ def curve_grid(panels: Mapping[str, Mapping[str, Curves]], ylabel: str) -> Figur
         for label, both in panel.items():
             colour = COLOURS[labels.index(label)]
             for axes, each in zip(column, (both.deletion, both.insertion), strict=True):
-                thin = {"color": colour, "alpha": 0.35, "lw": 0.6, "marker": ".", "ms": 2}
+                thin = {"color": colour, "alpha": 0.2, "lw": 0.6, "marker": ".", "ms": 2}
                 axes.plot(each.x.T, each.y.T, **thin)
                 mean = each.mean(0)
                 axes.plot(mean.x, mean.y, label=label, color=colour)

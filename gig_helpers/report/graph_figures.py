@@ -281,10 +281,10 @@ def scale_of_edges(figure: Figure, axes: Axes | Sequence[Axes]) -> None:
     --------
     >>> figure, axes = plt.subplots()
     >>> scale_of_edges(figure, axes)
-    >>> figure.axes[1].get_xlabel().split(",")[0]
-    'GIG between neighbouring blocks'
+    >>> figure.axes[1].get_xlabel()[:27]
+    'share of the strongest line'
     >>> plt.close(figure)
     """
     scale = ScalarMappable(cmap=EDGES)
     bar = figure.colorbar(scale, ax=axes, location="bottom", fraction=0.025, pad=0.01, aspect=40)
-    bar.set_label("GIG between neighbouring blocks, |value| / largest |value| (dashed: opposes)")
+    bar.set_label("share of the strongest line between two blocks (dashed: opposes)")

@@ -70,7 +70,7 @@ def interactive_graph(shown: Illustrated, threshold: float = 0.3) -> go.Figure:
     layer4.2, concept 5 “beak”
     relevance for junco: 2
     to class/13 (+2)
-    nearest PFVs: junco, b
+    nearest PFVs: junco
     """
     graph, figure = shown.graph, go.Figure()
     places, frame = layout(graph)
@@ -158,7 +158,7 @@ def _about(graph: nx.DiGraph, node: str, near: Sequence[Example]) -> list[str]:
         if strongest := sorted(ways, key=lambda other: -abs(ways[other]["raw"]))[:3]:
             values = (f"{other} ({ways[other]['raw']:+.3g})" for other in strongest)
             lines.append(f"{word} {', '.join(values)}")
-    if captions := dict.fromkeys(caption(example).replace("\n", ", ") for example in near):
+    if captions := dict.fromkeys(map(caption, near)):
         lines.append(f"nearest PFVs: {'; '.join(captions)}")
     return lines
 
