@@ -310,13 +310,13 @@ def _carried() -> Iterator[Row]:
         name: Comparison.of(of["probability"]["before_minus_after"])
         for name, of in learnt["classes"].items()
     }
-    yield _judged("The cure takes from every class what the watermark brings", pulled, where)
+    yield _judged("The cure lowers the probability of every class that the watermark pulls to", pulled, where)
     latents = [row for row in artifacts.recorded("latents")["rows"] if row["extractor"] == "sae"]
     units = {f"{r['k']} latents": Comparison.of(r["ours_minus"]["suspects, 3"]) for r in latents}
     yield _judged("Three suspects undo more than as many units of an SAE", units, where)
     claims = {
-        "random": "In another network too three suspects bring back more than any three concepts",
-        "clean, within the margin": "In another network too clean photographs lose less "
+        "random": "In another network, too, three suspects bring back more than any three concepts",
+        "clean, within the margin": "In another network, too, clean photographs lose less "
         "than 3 points by the cure",
     }
     for rival, claim in claims.items():

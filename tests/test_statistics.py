@@ -42,6 +42,15 @@ def test_intervals_keep_their_level_at_twelve_pictures(draw):
     assert sum(held) / 400 > 0.925
 
 
+def test_an_interval_of_nearly_equal_values_stays_among_them():
+    """Most resamples have next to no spread: the bootstrap's ends lay a hundred times off."""
+    values = torch.tensor([-0.026, 0.0005, *[0.0] * 10]).double()
+    found = interval(values, 0.9917)
+    student = stats.t.interval(0.9917, 11, loc=float(values.mean()), scale=stats.sem(values))
+    assert found.low == pytest.approx(min(student[0], -0.026))
+    assert found.high == pytest.approx(max(student[1], 0.0005), rel=0.2)
+
+
 def test_intervals_are_as_wide_as_the_confidence_asks():
     three = torch.tensor([1.0, 2.0, 3.0])
     for confidence in (0.5, 0.95, 0.995):

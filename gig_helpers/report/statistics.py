@@ -62,8 +62,10 @@ def interval(values: Tensor, confidence: float = 0.95, seed: int = 0) -> Interva
     """Mean over pictures (N,) with an interval that keeps its level from twelve pictures on.
 
     At either end the wider one of Student's interval and, from ten pictures on, of the studentised
-    bootstrap (Efron, 1979; Hall, 1988). Of thousand 95 % intervals of twelve pictures, normal,
-    exponential, or 0 and 1, it held 95 to 99 % of the means, a percentile bootstrap 88 to 90 %.
+    bootstrap (Efron, 1979; Hall, 1988), of which nothing counts that lies beyond all values: where
+    nearly all are equal it divides by next to nothing. Of thousand 95 % intervals of twelve
+    pictures, normal, exponential, or 0 and 1, it held 95 to 99 % of the means, a percentile
+    bootstrap 88 to 90 %.
 
     Raises
     ------
@@ -84,7 +86,7 @@ def interval(values: Tensor, confidence: float = 0.95, seed: int = 0) -> Interva
     if not error:
         return Interval(mean, mean, mean)
     ends = np.array([0.5 - confidence / 2, 0.5 + confidence / 2])
-    student = [stats.t.ppf(ends, n - 1)]
+    low, high = mean + error * stats.t.ppf(ends, n - 1)
     if n >= FEW:
         generator, off = np.random.default_rng(seed), list[NDArray[np.float64]]()
         for _ in range(RESAMPLES // 500):
@@ -92,9 +94,9 @@ def interval(values: Tensor, confidence: float = 0.95, seed: int = 0) -> Interva
             spread = stats.sem(drawn, axis=1)
             some = spread > 0
             off.append((drawn[some].mean(axis=1) - mean) / spread[some])
-        student.append(np.quantile(np.concatenate(off), ends))
-    low, high = float(np.min(student)), float(np.max(student))
-    return Interval(mean, mean - high * error, mean - low * error)
+        upper, lower = mean - error * np.quantile(np.concatenate(off), ends)
+        low, high = min(low, max(lower, sample.min())), max(high, min(upper, sample.max()))
+    return Interval(mean, float(low), float(high))
 
 
 def compare(a: Tensor, b: Tensor, confidence: float = 0.95, seed: int = 0) -> Comparison:
