@@ -9,7 +9,7 @@ from typing import Any
 
 from gig_helpers.data import artifacts
 from gig_helpers.data.paper import place
-from gig_helpers.report.statistics import Comparison, in_words
+from gig_helpers.report.statistics import Comparison, in_words, recorded_leads
 
 APART, AGAIN = 0.25, 0.5
 """A rank correlation below which an order has fallen apart; a share of concepts found again."""
@@ -127,9 +127,7 @@ def _classes() -> Iterator[Row]:
         "gradient": "The integral adds to gradient × code, for a class",
     }
     for rival, claim in claims.items():
-        tests = {
-            b: Comparison.of(row["probability"]["gig_minus"][rival]) for b, row in ours.items()
-        }
+        tests = {b: recorded_leads(row["probability"])[rival] for b, row in ours.items()}
         where = f"{{numref}}`fig-class-larger`, {run['settings']['evaluated']} held-out photographs"
         yield _judged(claim, tests, where, "area")
 
@@ -214,8 +212,7 @@ def _pairs() -> Iterator[Row]:
     }
     for rival, claim in claims.items():
         tests = {
-            f"{row['source']} → {row['target']}": Comparison.of(row["gig_minus"][rival])
-            for row in run["rows"]
+            f"{row['source']} → {row['target']}": recorded_leads(row)[rival] for row in run["rows"]
         }
         yield _judged(claim, tests, "{numref}`fig-interlayer-larger`", "area")
 
@@ -310,7 +307,9 @@ def _carried() -> Iterator[Row]:
         name: Comparison.of(of["probability"]["before_minus_after"])
         for name, of in learnt["classes"].items()
     }
-    yield _judged("The cure lowers the probability of every class that the watermark pulls to", pulled, where)
+    yield _judged(
+        "The cure lowers the probability of every class that the watermark pulls to", pulled, where
+    )
     latents = [row for row in artifacts.recorded("latents")["rows"] if row["extractor"] == "sae"]
     units = {f"{r['k']} latents": Comparison.of(r["ours_minus"]["suspects, 3"]) for r in latents}
     yield _judged("Three suspects undo more than as many units of an SAE", units, where)

@@ -1,7 +1,7 @@
 """What a handful of pictures allows to say: intervals and paired comparisons."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,43 @@ class Comparison(Interval):
     def verdict(self) -> str:
         """``"better"``, ``"worse"`` or ``"undecided"``: on which side of 0 the interval lies."""
         return "better" if self.low > 0 else "worse" if self.high < 0 else "undecided"
+
+    def widened(self, by: float) -> "Comparison":
+        """The same of values of which each is only known to lie within ± so much.
+
+        Examples
+        --------
+        >>> Comparison(0.02, 0.01, 0.03, p_value=0.02).widened(0.015).verdict
+        'undecided'
+        """
+        return replace(self, low=self.low - by, high=self.high + by)
+
+
+def recorded_leads(scores: Mapping[str, Any]) -> dict[str, Comparison]:
+    """GIG's leads over other orders, of a file of results: areas within their brackets.
+
+    Parameters
+    ----------
+    scores
+        ``orders``, with the ``bracket`` of ``deletion`` and ``insertion`` of each, and
+        ``gig_minus``, the paired differences.
+
+    Examples
+    --------
+    >>> areas = {way: {"bracket": 0.01} for way in ("deletion", "insertion")}
+    >>> lead = {"mean": 0.1, "low": 0.05, "high": 0.15, "p_value": 0.01}
+    >>> recorded = {"orders": {"gig": areas, "random": areas}, "gig_minus": {"random": lead}}
+    >>> print(recorded_leads(recorded)["random"])
+    +0.100 [+0.010, +0.190]
+    """
+    open_ = {
+        order: sum(areas[way]["bracket"] for way in ("deletion", "insertion"))
+        for order, areas in scores["orders"].items()
+    }
+    return {
+        order: Comparison.of(lead).widened(open_["gig"] + open_[order])
+        for order, lead in scores["gig_minus"].items()
+    }
 
 
 RESAMPLES, FEW = 5_000, 10
