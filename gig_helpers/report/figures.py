@@ -148,7 +148,7 @@ def caption(example: Example) -> str:
     >>> crop, ierf = np.zeros((40, 40, 3), np.uint8), np.ones((40, 40))
     >>> caption(Example(crop, ierf, (5, 5, 20), "a/b.png", "junco"))
     'junco'
-    >>> caption(Example(crop, ierf, (5, 5, 20), "a/b.png"))
+    >>> caption(Example(crop, ierf, (5, 5, 20), "a/b.png", None))
     'b'
     """
     return example.label or Path(example.picture).stem[-22:]
