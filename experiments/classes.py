@@ -2,13 +2,11 @@
 
 from typing import Any
 
-from torch import Tensor
-
 from gig_helpers import Concepts, decompose
 from gig_helpers.report.examples import likeness
 from gig_helpers.report.studies import WRONG_TARGET, study
 
-from .run import TIMED_PICTURES, Run, means, minus, seconds_per_picture, summary, write
+from .run import TIMED_PICTURES, Run, means, minus, open_area, seconds_per_picture, summary, write
 
 ORDERS = ["gig", "gradient", "random in use", WRONG_TARGET]
 """Orders of our concepts; the blinder ones wait for chapter 6, where the paper has them."""
@@ -32,10 +30,10 @@ def write_classes(run: Run, name: str, rows: list[dict[str, Any]], evaluated: in
 
 
 def row_of(
-    run: Run, concepts: Concepts, orders: list[str], ours: dict[tuple[str, str], Tensor],
+    run: Run, concepts: Concepts, orders: list[str], ours: dict[tuple[str, str], Any],
     most: int | None = None, places: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """One set of concepts; its gains by GIG's order beside those of the block's first, ``ours``."""
+    """One set of concepts; by GIG's order beside the block's first, whose curves ``ours`` keeps."""
     block, places = concepts.block, places or len(run.blocks)
     images, labels = run.evaluated(most)
     d = decompose(run.network, images, {block: concepts})
@@ -45,10 +43,12 @@ def row_of(
     }  # fmt: skip
     for score in ("agreement", "probability"):
         curves = {order: scores[score][:, 0] for order, scores in made.curves.items()}
-        gains = curves["gig"].gain()
+        by_gig = curves["gig"]
+        first = ours.setdefault((block, score), by_gig)
+        open_ = open_area(by_gig) + open_area(first)
         row[score] = summary(curves, places) | {
             "reconstruction": float(curves["gig"].insertion.y[:, -1].mean()),
-            "minus_ours": minus(gains, ours.setdefault((block, score), gains), places),
+            "minus_ours": minus(by_gig.gain(), first.gain(), places, open_),
         }
     alike = likeness(
         run.pfvs, concepts, made.importance["gig"][:, 0], labels, among=~run.pfvs.held_out(block)

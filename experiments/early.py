@@ -25,6 +25,9 @@ PHOTOGRAPHS = 6
 GAP, BRACKET = 0.05, 0.04
 """Of relevances and areas, coarser than elsewhere: what is asked about is a half of the axis."""
 
+AREAS = {"insertion": 1, "deletion": 1, "difference": 2}
+"""Of how many areas a number is made, each within ± BRACKET."""
+
 MOST_USED = 0.05
 """Of the concepts: those that are held in place where the most used ones are."""
 
@@ -73,7 +76,9 @@ def make(run: Run) -> None:
         first = book.setdefault(block, areas)
         row = {"block": block, "changed": changed} | about | {"helpful": means(sums)}
         for name, values in areas.items():
-            row[name] = mean(values) | {"minus_book": minus(values, first[name], len(BLOCKS))}
+            open_ = 2 * AREAS.get(name, 0) * BRACKET
+            beside = minus(values, first[name], len(BLOCKS), open_)
+            row[name] = mean(values) | {"minus_book": beside}
         rows.append(row)
         write(
             run, "early", rows, evaluated=len(run.evaluated(PHOTOGRAPHS)[1]), held_out=True,

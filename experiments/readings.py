@@ -7,7 +7,7 @@ import torch
 from gig_helpers import attribute, decompose, deletion_insertion
 from gig_helpers.report.fidelity import class_fidelity
 
-from .run import Run, means, minus, minus_others, write
+from .run import Run, means, minus, minus_others, open_area, write
 
 PICTURES, SUBSETS = 25, 100
 """Photographs, every second one of the class study's; random sets of concepts of each."""
@@ -52,9 +52,10 @@ def _row(run: Run, block: str) -> dict[str, Any]:
     both = importance[:, :2, None]
     curves = deletion_insertion(d, block, classes, both, tolerance=profile.bracket)["probability"]
     by_logit, by_probability = curves.gain()[:, :, 0].T
+    open_ = 2 * open_area(curves)  # of two orders
     return {
         "k": len(d.concepts[block]),
         "fidelity": means(arms),
         "gig_minus": minus_others(arms, "gig", places),
-        "order, logit less probability": minus(by_logit, by_probability, places),
+        "order, logit less probability": minus(by_logit, by_probability, places, open_),
     }

@@ -3,8 +3,6 @@
 from itertools import product
 from typing import Any
 
-from torch import Tensor
-
 from gig_helpers import Concepts
 from gig_helpers.concepts import tune
 from gig_helpers.data.paper import PAPER
@@ -31,7 +29,7 @@ PHOTOGRAPHS = 12
 def make(run: Run) -> None:
     """Write ``rivals.json``: Table 2 at the level, by GIG's order alone."""
     k, rows = level(), list[dict[str, Any]]()
-    ours: dict[tuple[str, str], Tensor] = {}
+    ours: dict[tuple[str, str], Any] = {}
     blocks = [block for block in PAPER["table_1"] if block in run.blocks]
     for (name, codes), block in product(ARMS, reversed(blocks)):
         if name == "families":

@@ -198,10 +198,13 @@ def means(arms: Mapping[str, Tensor]) -> dict[str, Any]:
     return {name: mean(values) for name, values in arms.items()}
 
 
-def minus(values: Tensor, others: Tensor, places: int = 1) -> dict[str, Any]:
+def minus(
+    values: Tensor, others: Tensor, places: int = 1, bracket: float = 0.0
+) -> dict[str, Any]:  # fmt: skip
     """Paired difference (N,), its interval corrected for so many places that are read together.
 
-    With the differences, ``each``, and the level of the interval.
+    With the differences, ``each``, the level of the interval, and within ± how much (``bracket``)
+    the mean of the differences is known, if these are of areas.
 
     Examples
     --------
@@ -211,7 +214,13 @@ def minus(values: Tensor, others: Tensor, places: int = 1) -> dict[str, Any]:
     (True, True)
     """
     level, each = together(places), rounded(values - others)
-    return asdict(compare(values, others, level)) | {"confidence": level, "each": each}
+    found = asdict(compare(values, others, level)) | {"confidence": level, "each": each}
+    return found | ({"bracket": bracket} if bracket else {})
+
+
+def open_area(curves: Curves) -> float:
+    """Within ± how much the mean of insertion less deletion is known, over all pictures (N, S)."""
+    return float((curves.deletion.bracket + curves.insertion.bracket).mean())
 
 
 def minus_others(arms: Mapping[str, Tensor], first: str, places: int) -> dict[str, Any]:
@@ -225,10 +234,13 @@ def summary(curves: Mapping[str, Curves], places: int) -> dict[str, Any]:
 
     ``places`` is how many blocks are read together: leads' intervals are corrected for it.
     """
-    gains = {method: of_method.gain() for method, of_method in curves.items()}
+    ours, others = curves["gig"], {name: of for name, of in curves.items() if name != "gig"}
     return {
         "orders": {method: _areas(of_method) for method, of_method in curves.items()},
-        "gig_minus": minus_others(gains, "gig", places),
+        "gig_minus": {
+            name: minus(ours.gain(), of.gain(), places, open_area(ours) + open_area(of))
+            for name, of in others.items()
+        },
     }
 
 

@@ -1,6 +1,5 @@
 """PFVs drawn uniformly instead of by their contribution: what changes? (chapter 8)"""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 from gig_helpers import Concepts, Network, decompose
 from gig_helpers.concepts import extract, tune
+from gig_helpers.curves import Curves
 from gig_helpers.data import artifacts
 from gig_helpers.data.pictures import Pictures
 from gig_helpers.lasso import wanted_nonzeros
@@ -16,7 +16,7 @@ from gig_helpers.report.studies import study
 
 from .classes import ORDERS
 from .extractors import PHOTOGRAPHS, missed, one_per_photograph
-from .run import Run, means, minus, write
+from .run import Run, means, minus, open_area, write
 
 
 def make(run: Run) -> None:
@@ -67,22 +67,23 @@ def _row(run: Run, block: str, drawn: Tensor) -> dict[str, Any]:
     nonzeros, places = wanted_nonzeros(block, len(ours)), len(run.chain)
     row: dict[str, Any] = {"k": len(ours), "nonzeros": nonzeros}
     for how, pfvs in targets.items():
-        errors = (missed(concepts, pfvs, nonzeros)[0] for concepts in (theirs, ours))
-        row[f"missed of PFVs drawn {how}"] = _beside(errors, places)
+        errors, least = (missed(concepts, pfvs, nonzeros)[0] for concepts in (theirs, ours))
+        row[f"missed of PFVs drawn {how}"] = _beside(errors, least, places)
     # By all orders of chapter 5, whose curves of our concepts are on disk.
-    gains = _gains(run, theirs, ORDERS[:1]), _gains(run, ours, ORDERS)
-    return row | {"gain": _beside(gains, places)}
+    served, own = _curves(run, theirs, ORDERS[:1]), _curves(run, ours, ORDERS)
+    open_ = open_area(served) + open_area(own)
+    return row | {"gain": _beside(served.gain(), own.gain(), places, open_)}
 
 
-def _gains(run: Run, concepts: Concepts, orders: list[str]) -> Tensor:
-    """Insertion less deletion area (N,) of the agreement, by GIG's order."""
+def _curves(run: Run, concepts: Concepts, orders: list[str]) -> Curves:
+    """Curves (N, S) of the agreement, by GIG's order."""
     images, labels = run.evaluated()
     d = decompose(run.network, images, {concepts.block: concepts})
     made = study(d, concepts.block, [[label] for label in labels], orders, run.profile)
-    return made.curves["gig"]["agreement"].gain()[:, 0]
+    return made.curves["gig"]["agreement"][:, 0]
 
 
-def _beside(both: Iterable[Tensor], places: int) -> dict[str, Any]:
+def _beside(theirs: Tensor, ours: Tensor, places: int, bracket: float = 0.0) -> dict[str, Any]:
     """Of concepts of uniformly drawn PFVs, of ours, and theirs less ours."""
-    theirs, ours = both
-    return means({"uniform": theirs, "ours": ours}) | {"minus_ours": minus(theirs, ours, places)}
+    both = means({"uniform": theirs, "ours": ours})
+    return both | {"minus_ours": minus(theirs, ours, places, bracket)}

@@ -32,8 +32,9 @@ def test_intervals_and_paired_comparison():
         lambda g: torch.randn(12, generator=g),
         lambda g: -torch.rand(12, generator=g).log() - 1,
         lambda g: (torch.rand(12, generator=g) < 0.3).double() - 0.3,
+        lambda g: (torch.rand(50, generator=g) < 0.1).double() - 0.1,
     ],
-    ids=["normal", "exponential", "zeros and ones"],
+    ids=["normal", "exponential", "zeros and ones", "few ones"],
 )
 def test_intervals_keep_their_level_at_twelve_pictures(draw):
     """Of 400 samples with mean 0; a percentile bootstrap holds 0.88 to 0.90 of them."""
@@ -48,7 +49,18 @@ def test_an_interval_of_nearly_equal_values_stays_among_them():
     found = interval(values, 0.9917)
     student = stats.t.interval(0.9917, 11, loc=float(values.mean()), scale=stats.sem(values))
     assert found.low == pytest.approx(min(student[0], -0.026))
-    assert found.high == pytest.approx(max(student[1], 0.0005), rel=0.2)
+    assert found.high == pytest.approx(max(student[1], 0.0005))
+
+
+def test_of_right_and_wrong_the_interval_is_the_binomial_one():
+    """3 of 20, in whatever units; of fewer pictures two values may be any."""
+    values = torch.zeros(20).index_fill(0, torch.arange(3), 1.0)
+    exact = stats.binomtest(3, 20).proportion_ci(0.9, method="exact")
+    for scaled in (values, 5 * values - 2):
+        found, scale = interval(scaled, 0.9), float(scaled.max() - scaled.min())
+        ends = [float(scaled.min()) + scale * end for end in (exact.low, exact.high)]
+        assert [found.low, found.high] == pytest.approx(ends)
+    assert interval(torch.tensor([0.0, 1.0])).low < -1
 
 
 def test_intervals_are_as_wide_as_the_confidence_asks():

@@ -48,6 +48,11 @@ class Comparison(Interval):
     def __str__(self) -> str:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Any:
+        """What a file of results holds, widened by its ``bracket`` where it has one."""
+        return super().of(record).widened(record.get("bracket", 0.0))
+
     @property
     def verdict(self) -> str:
         """``"better"``, ``"worse"`` or ``"undecided"``: on which side of 0 the interval lies."""
@@ -64,33 +69,6 @@ class Comparison(Interval):
         return replace(self, low=self.low - by, high=self.high + by)
 
 
-def recorded_leads(scores: Mapping[str, Any]) -> dict[str, Comparison]:
-    """GIG's leads over other orders, of a file of results: areas within their brackets.
-
-    Parameters
-    ----------
-    scores
-        ``orders``, with the ``bracket`` of ``deletion`` and ``insertion`` of each, and
-        ``gig_minus``, the paired differences.
-
-    Examples
-    --------
-    >>> areas = {way: {"bracket": 0.01} for way in ("deletion", "insertion")}
-    >>> lead = {"mean": 0.1, "low": 0.05, "high": 0.15, "p_value": 0.01}
-    >>> recorded = {"orders": {"gig": areas, "random": areas}, "gig_minus": {"random": lead}}
-    >>> print(recorded_leads(recorded)["random"])
-    +0.100 [+0.010, +0.190]
-    """
-    open_ = {
-        order: sum(areas[way]["bracket"] for way in ("deletion", "insertion"))
-        for order, areas in scores["orders"].items()
-    }
-    return {
-        order: Comparison.of(lead).widened(open_["gig"] + open_[order])
-        for order, lead in scores["gig_minus"].items()
-    }
-
-
 RESAMPLES, FEW = 5_000, 10
 """Of an interval; of so few pictures some resamples hardly differ, and Student's stands alone."""
 
@@ -100,9 +78,10 @@ def interval(values: Tensor, confidence: float = 0.95, seed: int = 0) -> Interva
 
     At either end the wider one of Student's interval and, from ten pictures on, of the studentised
     bootstrap (Efron, 1979; Hall, 1988), of which nothing counts that lies beyond all values: where
-    nearly all are equal it divides by next to nothing. Of thousand 95 % intervals of twelve
-    pictures, normal, exponential, or 0 and 1, it held 95 to 99 % of the means, a percentile
-    bootstrap 88 to 90 %.
+    nearly all are equal it divides by next to nothing. Of so many pictures with two values alone,
+    right and wrong, the exact binomial interval (Clopper & Pearson, 1934). Of thousand 95 %
+    intervals of twelve pictures, normal, exponential, or 0 and 1, it held 95 to 98 % of the
+    means, a percentile bootstrap 88 to 90 %.
 
     Raises
     ------
@@ -122,6 +101,11 @@ def interval(values: Tensor, confidence: float = 0.95, seed: int = 0) -> Interva
     mean, error = float(sample.mean()), float(stats.sem(sample))
     if not error:
         return Interval(mean, mean, mean)
+    least, most = sample.min(), sample.max()
+    if n >= FEW and ((sample == least) | (sample == most)).all():
+        share = stats.binomtest(int((sample == most).sum()), n).proportion_ci(confidence)
+        low, high = (float(least + end * (most - least)) for end in (share.low, share.high))
+        return Interval(mean, low, high)
     ends = np.array([0.5 - confidence / 2, 0.5 + confidence / 2])
     low, high = mean + error * stats.t.ppf(ends, n - 1)
     if n >= FEW:
@@ -132,7 +116,7 @@ def interval(values: Tensor, confidence: float = 0.95, seed: int = 0) -> Interva
             some = spread > 0
             off.append((drawn[some].mean(axis=1) - mean) / spread[some])
         upper, lower = mean - error * np.quantile(np.concatenate(off), ends)
-        low, high = min(low, max(lower, sample.min())), max(high, min(upper, sample.max()))
+        low, high = min(low, max(lower, least)), max(high, min(upper, most))
     return Interval(mean, float(low), float(high))
 
 
