@@ -76,7 +76,7 @@ def make(run: Run) -> None:
         first = book.setdefault(block, areas)
         row = {"block": block, "changed": changed} | about | {"helpful": means(sums)}
         for name, values in areas.items():
-            open_ = 2 * AREAS.get(name, 0) * BRACKET
+            open_ = 2 * AREAS[name] * BRACKET if name in AREAS else None
             beside = minus(values, first[name], len(BLOCKS), open_)
             row[name] = mean(values) | {"minus_book": beside}
         rows.append(row)

@@ -199,7 +199,7 @@ def means(arms: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def minus(
-    values: Tensor, others: Tensor, places: int = 1, bracket: float = 0.0
+    values: Tensor, others: Tensor, places: int = 1, bracket: float | None = None
 ) -> dict[str, Any]:  # fmt: skip
     """Paired difference (N,), its interval corrected for so many places that are read together.
 
@@ -215,7 +215,7 @@ def minus(
     """
     level, each = together(places), rounded(values - others)
     found = asdict(compare(values, others, level)) | {"confidence": level, "each": each}
-    return found | ({"bracket": bracket} if bracket else {})
+    return found if bracket is None else found | {"bracket": bracket}
 
 
 def open_area(curves: Curves) -> float:

@@ -83,7 +83,9 @@ def _curves(run: Run, concepts: Concepts, orders: list[str]) -> Curves:
     return made.curves["gig"]["agreement"][:, 0]
 
 
-def _beside(theirs: Tensor, ours: Tensor, places: int, bracket: float = 0.0) -> dict[str, Any]:
+def _beside(
+    theirs: Tensor, ours: Tensor, places: int, bracket: float | None = None
+) -> dict[str, Any]:  # fmt: skip
     """Of concepts of uniformly drawn PFVs, of ours, and theirs less ours."""
     both = means({"uniform": theirs, "ours": ours})
     return both | {"minus_ours": minus(theirs, ours, places, bracket)}
