@@ -122,8 +122,8 @@ def _stage(executed: list[Path]) -> None:
     (SOURCE / "book" / "provenance.md").write_text(_provenance(), encoding="utf-8")
     (SOURCE / "book" / "costs.md").write_text(_takes(), encoding="utf-8")
     (SOURCE / "book" / "cut.md").write_text(_cut(), encoding="utf-8")
-    counted, _, listed = verdicts.page().partition("\n\n")
-    (SOURCE / "book" / "verdict_counts.md").write_text(counted + "\n", encoding="utf-8")
+    counted, listed = verdicts.page()
+    (SOURCE / "book" / "verdict_counts.md").write_text(counted, encoding="utf-8")
     (SOURCE / "book" / "verdicts.md").write_text(listed, encoding="utf-8")
     for name, chapter, figure in (*FIRST_PAGE, MOVING):
         shown, answer = _shown(SOURCE / "book" / f"{chapter}.ipynb", figure)

@@ -55,8 +55,8 @@ def _named(tests: Mapping[str, Comparison], word: str) -> str:
     return ", ".join(places) if len(places) <= 3 else f"{len(places)} of {len(tests)}"
 
 
-def page() -> str:
-    """How many claims hold, a glance by question, claims question by question, all evidence."""
+def page() -> tuple[str, str]:
+    """How many claims hold; a glance by question, claims question by question, all evidence."""
     asked = {question: [row for part in parts for row in part()] for question, parts in ASKED}
     rows = [row for of in asked.values() for row in of]
     glance = ["| Question | Claims |", "|---|---|"]
@@ -73,8 +73,8 @@ def page() -> str:
     table = "\n".join(lines)
     evidence = f":::{{dropdown}} All {len(rows)} claims with their evidence, place by place"
     folded = f"## The evidence\n\n{evidence}\n{table}\n:::"
-    parts = [summary(rows), "\n".join(glance), "<!-- one by one -->", *sections, folded]
-    return "\n\n".join(parts) + "\n"
+    parts = ["\n".join(glance), "<!-- one by one -->", *sections, folded]
+    return summary(rows) + "\n", "\n\n".join(parts) + "\n"
 
 
 def sign(row: Row) -> str:
@@ -98,16 +98,19 @@ def summary(rows: Sequence[Row]) -> str:
     Examples
     --------
     >>> print(summary([("A is so", "", "holds"), ("B is", "", "does not hold"), ("C", "", "x")]))
-    Of 3 claims 1 holds wherever it was tested, 0 somewhere, 1 not; 1 open. Not: *B is*.
+    Of 3 claims 1 holds wherever it was tested, 0 somewhere, 1 not; 1 open. Does not hold:
+    <BLANKLINE>
+    - B is
     """
     everywhere = sum(word == "holds" for *_, word in rows)
     somewhere = sum(word.startswith("holds ") for *_, word in rows)
     fails = [claim for claim, _, word in rows if word == "does not hold"]
-    listed = "; ".join(f"*{claim}*" for claim in fails) or "none"
+    listed = "\n".join(f"- {claim}" for claim in fails) or "- none"
     hold, were = ("holds", "it was") if everywhere == 1 else ("hold", "they were")
     return (
         f"Of {len(rows)} claims {everywhere} {hold} wherever {were} tested, {somewhere} somewhere, "
-        f"{len(fails)} not; {len(rows) - everywhere - somewhere - len(fails)} open. Not: {listed}."
+        f"{len(fails)} not; {len(rows) - everywhere - somewhere - len(fails)} open. Does not hold:"
+        f"\n\n{listed}"
     )
 
 

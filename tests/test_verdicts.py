@@ -39,7 +39,8 @@ def test_what_is_ours_less_theirs_has_its_ends_turned():
 
 
 def test_every_row_has_a_claim_its_evidence_and_a_verdict():
-    said, _, *rest = verdicts.page().splitlines()
+    said, listed = verdicts.page()
+    rest = listed.splitlines()
     words = ("holds", "does not hold", "not decided", "too small to matter")
     start = rest.index("| Claim | Evidence here | Verdict |")
     lines = rest[start : rest.index(":::", start)]
@@ -50,7 +51,7 @@ def test_every_row_has_a_claim_its_evidence_and_a_verdict():
         assert claim and evidence and word.strip("*").startswith(words)
         claims.append((claim, evidence, word.strip("*")))
     assert len({claim for claim, *_ in claims}) == len(claims)
-    assert said == verdicts.summary(claims) and said.startswith(f"Of {len(claims)} claims")
+    assert said == verdicts.summary(claims) + "\n" and said.startswith(f"Of {len(claims)} claims")
     # Question by question the same claims stand with the same verdicts, and at a glance as many.
     there = rest.index("<!-- one by one -->")
     short = [line for line in rest[there:start] if line[:2] == "| " and line[:7] != "| Claim"]
