@@ -250,6 +250,22 @@ def _edges() -> Iterator[Row]:
         yield _judged(claim, tests, "path patching, chapter 6", "correlation")
 
 
+def _transfer() -> Iterator[Row]:
+    run = artifacts.recorded("transfer")
+    tests = {
+        f"{row['source']} → {row['target']}": Comparison.of(
+            row["ranks"]["class_minus"]["another class's edges"]
+        )
+        for row in run["rows"]
+    }
+    claim = (
+        "Edges of a class forecast removals in another of its photographs better than "
+        "another class's edges"
+    )
+    where = f"{{numref}}`fig-interlayer-transfer`, {run['settings']['evaluated']} photographs"
+    yield _judged(claim, tests, where, "correlation")
+
+
 def _of_pairs(rows: Iterable[dict[str, Any]], part: str, rival: str) -> dict[str, Comparison]:
     return {
         f"{row['source']} → {row['target']}": Comparison.of(row[part]["gig_minus"][rival])
@@ -497,7 +513,7 @@ def _turned(minus: Mapping[str, float]) -> Comparison:
 
 ASKED = (
     ("Do relevances say what a class needs? (chapter 5)", (_classes, _early, _readings)),
-    ("Are edges between blocks true? (chapter 6)", (_pairs, _edges)),
+    ("Are edges between blocks true? (chapter 6)", (_pairs, _edges, _transfer)),
     ("Do paths and circuits carry the class? (chapter 7)", (_paths, _circuits, _shared)),
     ("Can a shortcut be found and cut? (chapter 10)", (_shortcut, _carried, _planted)),
     (

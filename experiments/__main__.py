@@ -7,8 +7,8 @@ from .run import start
 
 NAMES = (
     "classes", "interlayer", "extractors", "rivals", "early", "fewer", "controls", "families",
-    "readings", "shared", "graphs", "paths", "edges", "circuits", "sampling", "shortcut",
-    "watermarks", "planted", "growth", "scale",
+    "readings", "shared", "graphs", "paths", "edges", "transfer", "circuits", "sampling",
+    "shortcut", "watermarks", "planted", "growth", "scale",
 )  # fmt: skip
 PARTS = {name: import_module(f"{__package__}.{name}").make for name in NAMES}
 

@@ -101,14 +101,14 @@ def of_picture(
     forecasts["activation × cosine"] = mass * _alike(d, a, b, chosen, target)
     summed, largest = (torch.stack(part, dim=1).cpu() for part in zip(*lost, strict=True))
     found = {
-        "ranks": {name: _ranks(of, summed) for name, of in forecasts.items()},
+        "ranks": {name: ranks(of, summed) for name, of in forecasts.items()},
         "signs": {
             n: float((of.sign() == summed.sign()).double().mean()) for n, of in forecasts.items()
         },
         "rest": {"": float(rest.median())},
     }
     if b is not None:
-        found["largest"] = {name: _ranks(of, largest) for name, of in forecasts.items()}
+        found["largest"] = {name: ranks(of, largest) for name, of in forecasts.items()}
         helps = [
             attribute(d, block, label, tolerance=gap, rest=True)[0, 0, which].cpu()
             for block, which in ((a, chosen), (b, numbers))
@@ -135,7 +135,8 @@ def _alike(d: Decomposition, a: str, b: str | None, sources: Tensor, target: Any
     return (wanted @ F.normalize(answers[1:] - answers[0], dim=1).T).cpu()
 
 
-def _ranks(forecast: Tensor, measured: Tensor) -> float:
+def ranks(forecast: Tensor, measured: Tensor) -> float:
+    """Spearman's correlation over all edges."""
     return float(spearmanr(forecast.flatten(), measured.flatten()).statistic)
 
 
@@ -195,4 +196,4 @@ def patched(
         "the source's relevance": of_source.expand(len(of_target), -1),
     }
     lost = torch.stack(measured, dim=1).cpu()
-    return {name: _ranks(of, lost) for name, of in forecasts.items()}
+    return {name: ranks(of, lost) for name, of in forecasts.items()}

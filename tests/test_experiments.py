@@ -36,6 +36,7 @@ from experiments import (
     scale,
     shared,
     shortcut,
+    transfer,
     watermarks,
 )
 from gig_helpers import EXTRACTORS, METHODS, Concepts, attribute, decompose, deletion_insertion
@@ -445,6 +446,30 @@ def test_edges_of_a_linear_network_forecast_every_loss():
     assert scores["rest"][""] == pytest.approx(float(whole))
 
 
+def test_edges_of_other_photographs_are_held_against_what_this_one_loses(monkeypatch):
+    """Twice as much of each concept changes no rank; the opposite of each turns all around."""
+    monkeypatch.setattr(transfer, "TARGETS", 2)
+    later = torch.tensor([[2.0, 1.0], [-1.0, 3.0]]).double()
+    own, same, other = (linear(U * by, V, later) for by in (1, 2, -1))
+    scores = transfer._of_photograph(own, same, other, "a", "b", seed=0)
+    for name, right in ((transfer.OWN, 1), (transfer.SAME, 1), (transfer.OTHER, 0)):
+        assert scores["ranks"][name] == pytest.approx(2 * right - 1)
+        assert scores["signs"][name] == right
+
+
+def test_edges_are_chosen_on_photographs_that_made_concepts_and_tested_on_one_that_did_not():
+    """Two views of a photograph are one; a class without either kind is left out."""
+    by_class = {7: [0, 1, 2, 3], 8: [4, 5, 6], 9: [8, 9, 10, 11]}
+    photographs = torch.tensor([0, 0, 1, 2, 4, 4, 5, 6, 8, 9, 10, 11])
+    given = SimpleNamespace(
+        left_out=[3, 6, 10], pfvs=SimpleNamespace(photographs=photographs),
+        right_by_class=lambda: by_class,
+    )  # fmt: skip
+    found = transfer._photographs(given)
+    assert len(found) == transfer.PHOTOGRAPHS
+    assert [*dict.fromkeys((out, *others) for out, others in found)] == [(3, 0, 2), (10, 8, 9)]
+
+
 def test_the_files_of_edges_and_circuits(small, monkeypatch):
     monkeypatch.setattr(edges, "PHOTOGRAPHS", 3)
     monkeypatch.setattr(edges, "TARGETS", 3)
@@ -457,6 +482,11 @@ def test_the_files_of_edges_and_circuits(small, monkeypatch):
         lambda name: families_recorded if name == "families" else recorded(name),
     )  # fmt: skip
     monkeypatch.setattr(run, "CHAIN", BLOCKS)
+    monkeypatch.setattr(transfer, "TARGETS", 3)
+    monkeypatch.setattr(transfer, "_photographs", lambda run: [(0, [1, 2]), (3, [4, 5]), (6, [7])])
+    transfer.make(small)
+    (row,) = written("transfer")["rows"]
+    assert fields(row) == fields(recorded("transfer")["rows"][0])
     edges.make(small)
     rows = written("edges")["rows"]
     places = [(BLOCKS[0], BLOCKS[1]), (BLOCKS[0], "class"), (BLOCKS[1], "class")]
