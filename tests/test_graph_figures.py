@@ -177,6 +177,7 @@ def test_exported_page_follows_a_concept(pair, browser, tmp_path):
     assert page.title() == f"Concept graph: {graph.nodes['class/12']['name']} and </title>"
     assert page.locator("html").get_attribute("lang") == "en"
     button = page.get_by_label(title, exact=True)
+    assert button.get_attribute("data-number") == str(graph.nodes[first]["concept"])
     button.focus()
     card = page.locator(".gig-card")
     assert title in card.inner_text() and f"nearest PFVs: {evil}" in card.inner_text()

@@ -57,7 +57,10 @@ function exploreGraph(element) {
         .gig-graph .gig-stage > button { position: absolute; transform: translate(-50%, -50%);
           padding: 0; background: none; border: 0; cursor: pointer }
         .gig-graph .gig-stage > button:is(:hover, :focus-visible, [aria-pressed=true]) {
-          outline: 3px solid #D55E00 }`,
+          outline: 3px solid #D55E00 }
+        .gig-graph .gig-stage > button:not([data-number=""])::after { content: attr(data-number);
+          position: absolute; left: 0; bottom: 0; padding: 0 .2em; font-size: .65rem;
+          color: black; background: rgb(255 255 255 / 85%) }`,
     });
     const controls = make("div", frame, { className: "gig-controls" });
     const key = make("div", frame, { className: "gig-legend" });
@@ -75,6 +78,7 @@ function exploreGraph(element) {
     const buttons = nodes.map((node, i) => {
       const button = make("button", stage, { type: "button", tabIndex: i ? -1 : 0 });
       button.setAttribute("aria-label", node.title);
+      button.dataset.number = node.number;
       for (const come of ["mouseenter", "focus"]) button.addEventListener(come, () => show(i));
       button.addEventListener("click", () => focus(state.focus === i ? null : i));
       button.addEventListener("keydown", (event) => step(event, i));

@@ -99,7 +99,8 @@ def interactive_graph(shown: Illustrated, threshold: float = 0.3) -> go.Figure:
         title, *lines = _about(graph, node, near)
         rank = next(ranks[data["block"], data.get("group", node)])
         about = {"side": _SIDE, "rank": rank, "title": title, "lines": lines, "card": card}
-        cards.append({"x": x, "y": y, **about})
+        number = str(data["concept"]) if card else ""
+        cards.append({"x": x, "y": y, "number": number, **about})
         if not card:
             figure.add_annotation(text=html.escape(title), showarrow=False, x=x, y=y + 0.52)
     figure.add_scatter(
@@ -109,9 +110,10 @@ def interactive_graph(shown: Illustrated, threshold: float = 0.3) -> go.Figure:
         hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
     if frame:
-        label = {"text": "shared concepts", "textposition": "top center", "padding": 2}
+        # Below the first block, where no line goes.
+        label = {"text": "shared concepts", "textposition": "bottom center", "padding": 2}
         figure.add_shape(
-            x0=frame[0] - 0.55, x1=frame[1] + 0.55, y0=-0.45, y1=len(blocks) - 0.35, layer="below",
+            x0=frame[0] - 0.55, x1=frame[1] + 0.55, y0=-0.65, y1=len(blocks) - 0.4, layer="below",
             line={"width": 1, "color": "grey"}, label=label,
         )  # fmt: skip
     legend = [_colours(1.0), _colours(1 / _LEVELS), [OPPOSES, OPPOSES]]
@@ -123,7 +125,7 @@ def interactive_graph(shown: Illustrated, threshold: float = 0.3) -> go.Figure:
     figure.update_xaxes(visible=False, fixedrange=True, range=[-0.6, columns - 0.4])
     figure.update_yaxes(
         tickvals=list(range(len(blocks) + 1)), ticktext=[*blocks, "class"], showgrid=False,
-        zeroline=False, fixedrange=True, range=[-0.5, len(blocks) + 0.75],
+        zeroline=False, fixedrange=True, range=[-0.7, len(blocks) + 0.75],
     )  # fmt: skip
     return figure
 
