@@ -60,7 +60,8 @@ function exploreGraph(element) {
           outline: 3px solid #D55E00 }
         .gig-graph .gig-stage > button:not([data-number=""])::after { content: attr(data-number);
           position: absolute; left: 0; bottom: 0; padding: 0 .2em; font-size: .65rem;
-          color: black; background: rgb(255 255 255 / 85%) }`,
+          color: black; background: rgb(255 255 255 / 85%) }
+        @media (max-width: 600px) { .gig-graph .gig-stage > button::after { display: none } }`,
     });
     const controls = make("div", frame, { className: "gig-controls" });
     const key = make("div", frame, { className: "gig-legend" });
