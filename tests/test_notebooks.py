@@ -55,6 +55,9 @@ def test_chapter_runs(chapter):
     # stderr is left out of the pages, where it would show progress bars; it must hide no warning.
     stderr = "".join(output.text for output in outputs if output.get("name") == "stderr")
     assert "warning" not in stderr.lower()
+    # A string that lacks its f; braces of roles, directives and formulas are something else.
+    told = "\n".join(output.get("data", {}).get("text/markdown", "") for output in outputs)
+    assert not re.search(r"(?<![\\\w:`}^_{])\{\w+\}(?!`)", told)
 
 
 @pytest.mark.slow
