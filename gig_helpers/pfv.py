@@ -280,14 +280,24 @@ def sample_part(
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} is not one of 0 … {world_size - 1}")
     _, shards = _plan(network, pictures, profile, rule)
-    missing = [path for path in list(shards)[rank::world_size] if not path.exists()]
-    # One loader for all of them, whose readers start once. Only the last shard may end in a batch
-    # that is not full, so no batch belongs to two.
-    wanted = [index for path in missing for index in shards[path]]
-    batches = iter(_batches(network, pictures, wanted, profile.batch_size))
-    for path in tqdm(missing, desc="sampling PFVs", unit="shard", disable=not missing):
-        count = -(-len(shards[path]) // profile.batch_size)
-        _write_shard(path, network, pictures, itertools.islice(batches, count), profile, rule)
+    mine = list(shards)[rank::world_size]
+
+    # One call for all of them: each collects garbage, which takes longer than a small batch. Where
+    # memory runs out, what is made stays, and the others go on with smaller batches.
+    @find_executable_batch_size(starting_batch_size=profile.batch_size)
+    def make(size: int) -> None:
+        missing = [path for path in mine if not path.exists()]
+        # One loader for all of them, whose readers start once. Only the last shard may end in a
+        # batch that is not full, so no batch belongs to two.
+        wanted = [index for path in missing for index in shards[path]]
+        batches = iter(_batches(network, pictures, wanted, profile.batch_size))
+        for path in tqdm(missing, desc="sampling PFVs", unit="shard"):
+            count = -(-len(shards[path]) // profile.batch_size)
+            some = itertools.islice(batches, count)
+            _write_shard(path, network, pictures, some, profile, rule, size)
+
+    if not all(path.exists() for path in mine):
+        make()
 
 
 def _plan(
@@ -385,22 +395,17 @@ def _batches(network: Network, pictures: Pictures, indices: list[int], size: int
 
 def _write_shard(
     path: Path, network: Network, pictures: Pictures, batches: Iterator, profile: Profile,
-    rule: srd.Missing,
+    rule: srd.Missing, size: int,
 ) -> None:  # fmt: skip
     skipped: dict[str, str] = {}
     parts: list[dict[str, Tensor]] = []
-
-    # From here on in the shard, batches are of a size that fits into memory.
-    @find_executable_batch_size(starting_batch_size=profile.batch_size)
-    def sampled(size: int, images: Tensor, ids: Tensor) -> list[dict[str, Tensor]]:
-        pieces = zip(images.split(size), ids.split(size), strict=True)
-        return [_sample_batch(network, *piece, pictures, profile, rule) for piece in pieces]
-
     for batch in batches:
         skipped |= {pictures.paths[index]: problem for index, _, problem in batch if problem}
-        if read := [(image, index) for index, image, problem in batch if not problem]:
-            images, ids = zip(*read, strict=True)
-            parts += sampled(torch.stack(images), torch.tensor(ids))
+        read = [(image, index) for index, image, problem in batch if not problem]
+        for piece in (read[start:][:size] for start in range(0, len(read), size)):
+            images, ids = torch.stack([image for image, _ in piece]), [i for _, i in piece]
+            sampled = _sample_batch(network, images, torch.tensor(ids), pictures, profile, rule)
+            parts.append(sampled)
     names = parts[0] if parts else ()
     tensors = {name: torch.cat([part[name] for part in parts]) for name in names}
     metadata = {"skipped": json.dumps(skipped, sort_keys=True)}
