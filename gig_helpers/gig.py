@@ -396,7 +396,7 @@ class _Contraction:
         by_concept = u.T.nonzero()
         self.concept, self.place = by_concept.unbind(dim=1)
         self.values = u[self.place, self.concept]
-        self.used, counts = self.concept.unique_consecutive(return_counts=True)
+        self.used, self.column, counts = self.concept.unique_consecutive(True, True)
         self.starts = F.pad(counts.cumsum(0), (1, 0))[:-1]
 
     def __call__(self, gradients: Tensor) -> Tensor:
@@ -410,9 +410,9 @@ class _Contraction:
         return torch.cat([brought, of_rest if self.positions else of_rest.sum(1, True)], dim=1)
 
     def _at_positions(self, gradients: Tensor) -> Tensor:
-        return torch.stack([
-            self.values * (g[self.place] * self.vectors[self.concept]).sum(dim=1) for g in gradients
-        ])  # fmt: skip
+        # All products, of which codes pick some: far cheaper than to gather both sides of each.
+        used = self.vectors[self.used].T
+        return self.values * torch.stack([(g @ used)[self.place, self.column] for g in gradients])
 
     def _summed(self, gradients: Tensor) -> Tensor:
         # ⟨Σ_p u_pq G_p, v_q⟩: one sum over the positions that use a concept, for all targets.
