@@ -10,6 +10,7 @@ from conftest import random_network
 
 from gig_helpers import METHODS, Concepts, Profile, attribute, decompose, deletion_insertion, method
 from gig_helpers.curves import SCORES
+from gig_helpers.importance import Method
 from gig_helpers.report.studies import WRONG_TARGET, evaluated, present_targets, study
 
 ORDERS = ["random", "gig"]
@@ -148,6 +149,21 @@ def test_a_study_of_later_concepts_is_what_the_functions_find(d, targets):
         given = d, HERE, (LATER, targets), kept.importance[order]
         direct = deletion_insertion(*given, tolerance=0.05)["projection"]
         assert_same_curves(kept.curves[order]["projection"], direct)
+
+
+def test_wrong_targets_of_a_later_block_need_no_gig_of_their_own(d, monkeypatch):
+    """Each is another of the picture's own, whose attributions are there."""
+    asked = []
+
+    def counted(of):
+        asked.append(of.targets.tolist())
+        return METHODS["gradient"].importance(of)
+
+    monkeypatch.setitem(METHODS, "gig", Method(counted, "counted"))
+    target = LATER, torch.tensor([[2, 0, 1]])
+    kept = study(d[:1], HERE, target, ["gig", WRONG_TARGET], PROFILE).importance
+    assert asked == [[[2, 0, 1]]]
+    assert torch.equal(kept[WRONG_TARGET], kept["gig"][:, [2, 0, 1]])
 
 
 def test_targets_are_there_and_the_most_relevant(d, targets):

@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 
 import torch
@@ -180,9 +181,16 @@ def _curves(
 
     options = {"tolerance": gap}
     asked = [question(d, source, aim(t), seed, batch_size, options) for t in (own, wrong)]
-    importance = torch.stack(
-        [order(asked[lost]) for order, lost in zip(orders, misled, strict=True)], dim=1
-    )
+    by_own = cache(lambda order: order(asked[0]))
+    # Between blocks the wrong targets are the picture's own ones, each in place of another.
+    moved = (wrong[0, :, None] == own[0]).nonzero()[:, 1]
+
+    def by(order: Method, lost: bool) -> Tensor:
+        if lost and len(moved) < len(own[0]):
+            return order(asked[1])
+        return by_own(order)[:, moved] if lost else by_own(order)
+
+    importance = torch.stack([by(*each) for each in zip(orders, misled, strict=True)], dim=1)
     curves = deletion_insertion(
         d, source, aim(own), importance, tolerance=bracket, batch_size=batch_size
     )
