@@ -167,11 +167,14 @@ class Concepts:
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Concepts":
         """The same concepts on a device, and their vectors in a dtype."""
+        parts = _parts(self)[0]
         moved: dict[str, Any] = {
             name: part.to(device, dtype if part.is_floating_point() else None)
-            for name, part in _parts(self)[0].items()
+            for name, part in parts.items()
         }
-        return replace(self, **moved)
+        # The same object keeps what it has found: its fingerprint, its families' directions.
+        there = all(moved[name] is part for name, part in parts.items())
+        return self if there else replace(self, **moved)
 
     def encode(self, x: Tensor, *, tol: float = 1e-5) -> Tensor:
         """Codes of PFVs: signed, by the Lasso (eq. 2) with the concepts' own β and λ.
