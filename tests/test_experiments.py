@@ -39,8 +39,18 @@ from experiments import (
     transfer,
     watermarks,
 )
-from gig_helpers import EXTRACTORS, METHODS, Concepts, attribute, decompose, deletion_insertion
+from gig_helpers import (
+    EXTRACTORS,
+    METHODS,
+    Concepts,
+    Profile,
+    attribute,
+    decompose,
+    deletion_insertion,
+)
+from gig_helpers.curves import Curve, Curves
 from gig_helpers.data import artifacts, profiles
+from gig_helpers.data.paper import PAPER
 from gig_helpers.report.statistics import compare, interval
 from gig_helpers.report.studies import WRONG_TARGET
 
@@ -83,6 +93,21 @@ def fields(part):
     }
 
 
+def confidences(rows):
+    """Levels of all paired differences of a file: how many places are read together."""
+    return {record["confidence"] for record in kept_values(rows) if "confidence" in record}
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """Rows of each file that a part writes, which no file is made of."""
+    rows = {}
+    for part in (circuits, early, fewer, interlayer, transfer):
+        keep = lambda run, name, made, **settings: rows.update({name: made})  # noqa: E731
+        monkeypatch.setattr(part, "write", keep)
+    return rows
+
+
 @pytest.mark.parametrize(("part", "name"), [(classes, "classes"), (interlayer, "interlayer")])
 def test_curves_have_the_fields_that_chapters_read(small, part, name):
     part.make(small)
@@ -97,9 +122,121 @@ def test_curves_have_the_fields_that_chapters_read(small, part, name):
         (row,) = found["rows"]
         assert (row["source"], row["target"]) == BLOCKS
         assert set(row["orders"]) == methods | {WRONG_TARGET}
+    assert confidences(found["rows"]) == {run.together(len(found["rows"]))}
     for row in found["rows"]:
         steps = row["seconds_per_picture"]
         assert set(steps) >= {"codes", "gig", "curves"} and all(t > 0 for t in steps.values())
+        for score in ("agreement", "probability") if part is classes else ():
+            of_curves(row[score])
+
+
+def of_curves(row):
+    """Differences, brackets and mean curves follow from the areas that stand beside them."""
+    open_ = {}
+    for order, of in row["orders"].items():
+        ways = of["deletion"], of["insertion"]
+        gain = ways[1]["mean"] - ways[0]["mean"]
+        assert of["difference"]["mean"] == pytest.approx(gain, abs=1e-6)
+        open_[order] = sum(way["bracket"] for way in ways)
+    for order, apart in row["gig_minus"].items():
+        assert apart["bracket"] == pytest.approx(open_["gig"] + open_[order])
+        lead = (row["orders"][name]["difference"]["mean"] for name in ("gig", order))
+        assert apart["mean"] == pytest.approx(next(lead) - next(lead), abs=1e-6)
+    assert row["minus_ours"]["bracket"] == pytest.approx(2 * open_["gig"])
+    last = row["orders"]["gig"]["curves"]["insertion"][-1]
+    assert last == pytest.approx(row["reconstruction"], abs=1e-6)
+
+
+def curves_of(by, open_):
+    """Curves (4, S) of two states, scores this much larger, areas within ± 4 of ``open_``."""
+    x = torch.tensor([0.0, 1.0]).double().expand(4, 2)
+    y = by * torch.rand(4, 2, generator=torch.Generator().manual_seed(0)).double()
+    parts = (Curve(x, way * y, torch.full((4,), way * open_)) for way in (1, 3))
+    return Curves(*parts)
+
+
+def test_a_difference_of_areas_is_known_within_the_brackets_of_both():
+    gig, other = curves_of(1, 0.01), curves_of(2, 0.1)
+    apart = run.summary({"gig": gig, "other": other}, 10)["gig_minus"]["other"]
+    assert apart["bracket"] == pytest.approx(0.04 + 0.4)
+    assert apart["confidence"] == pytest.approx(0.995)
+    assert apart["mean"] == pytest.approx(float((gig.gain() - other.gain()).mean()))
+
+
+def test_concepts_are_beside_the_blocks_first_within_the_brackets_of_both(monkeypatch):
+    first, mine = curves_of(1, 0.01), curves_of(2, 0.1)
+    scores = dict.fromkeys(("agreement", "probability"), mine[:, None])
+    made = SimpleNamespace(
+        curves={"gig": scores},
+        gaps={"gig": torch.zeros(1)},
+        importance={"gig": torch.eye(4)[:, None]},
+    )
+    stubs = {"decompose": None, "study": made, "seconds_per_picture": {}}
+    for name, value in stubs.items():
+        monkeypatch.setattr(classes, name, lambda *_, value=value: value)
+    asked = []
+
+    def likeness(pfvs, concepts, importance, labels, among=None):
+        asked.append((importance, among))
+        return torch.arange(4.0)
+
+    monkeypatch.setattr(classes, "likeness", likeness)
+    held_out = torch.tensor([True, False])
+    given = SimpleNamespace(
+        blocks=[*"abc"], network=None, profile=None,
+        pfvs=SimpleNamespace(held_out=lambda block: held_out),
+        evaluated=lambda most: (None, [0] * 4),
+    )  # fmt: skip
+    concepts = Concepts(torch.eye(2), torch.zeros(2), torch.arange(2), "b")
+    ours = {("b", score): first for score in scores} | {("b", "likeness"): torch.zeros(4)}
+    row = classes.row_of(given, concepts, ["gig"], ours)
+    assert confidences(row) == {run.together(3)}
+    for score in scores:
+        beside = row[score]["minus_ours"]
+        assert beside["bracket"] == pytest.approx(0.04 + 0.4)
+        assert beside["mean"] == pytest.approx(float((mine.gain() - first.gain()).mean()))
+        assert row[score]["reconstruction"] == pytest.approx(float(mine.insertion.y[:, 1].mean()))
+    assert row["likeness"]["minus_ours"]["mean"] == 1.5
+    ((importance, among),) = asked
+    assert torch.equal(importance, made.importance["gig"][:, 0]) and torch.equal(among, ~held_out)
+
+
+def test_a_pairs_curves_are_means_over_targets_and_all_pairs_are_read_together(kept, monkeypatch):
+    ends, y = torch.tensor([0.0, 1.0]).expand(3, 2, 2), torch.rand(3, 2, 2)
+    curves = Curves(*(Curve(ends, by * y, torch.zeros(3, 2)) for by in (1, 3)))
+    scores = {"projection": curves}
+    made = SimpleNamespace(curves={"gig": scores}, gaps={"gig": torch.zeros(1)})
+    asked = []
+    stubs = {"decompose": None, "present_targets": None, "study": made, "seconds_per_picture": {}}
+    for name, value in stubs.items():
+        monkeypatch.setattr(interlayer, name, lambda *_, value=value: value)
+    monkeypatch.setattr(interlayer, "summary", lambda *given: asked.append(given) or {})
+    concepts = Concepts(torch.eye(2), torch.zeros(2), torch.arange(2), lam=1.0)
+    interlayer.make(
+        SimpleNamespace(
+            profile=Profile(), chain=[*"abcd"], network=None, concepts=lambda block: concepts,
+            evaluated=lambda most: (torch.zeros(3), [0, 1, 2]),
+        )
+    )  # fmt: skip
+    assert [(row["source"], row["target"]) for row in kept["interlayer"]] == [
+        *itertools.pairwise("abcd")
+    ]
+    for of_orders, places in asked:
+        torch.testing.assert_close(of_orders["gig"].gain(), curves.gain().mean(dim=1))
+        assert places == 3
+
+
+def test_rivals_of_all_blocks_are_held_against_families_there(monkeypatch):
+    asked, blocks = [], tuple(PAPER["table_1"])
+    stubs = {"level": lambda: 8, "write_classes": lambda *_: None}
+    stubs["row_of"] = lambda *given: asked.append(given) or {}
+    for name, value in stubs.items():
+        monkeypatch.setattr(rivals, name, value)
+    families_of = lambda block: SimpleNamespace(at=lambda level: (block, level))  # noqa: E731
+    rivals.make(SimpleNamespace(blocks=blocks, concepts=families_of, affordable=lambda *_: False))
+    assert [given[1] for given in asked] == [(block, 8) for block in reversed(blocks)]
+    assert {given[-1] for given in asked} == {len(blocks)}
+    assert all(given[3] is asked[0][3] for given in asked), "one memory of what came first"
 
 
 def test_rivals_are_as_many_as_families(small, monkeypatch):
@@ -229,6 +366,44 @@ def test_fewer_photographs_make_as_many_concepts(small, monkeypatch):
     assert torch.isin(some, every).all() and not torch.isin(every, left_out).any()
     ours = fewer._made(small, "layer4.2", every)
     assert torch.equal(ours.vectors, small.concepts("layer4.2").vectors)
+
+
+def test_areas_of_all_blocks_are_beside_the_books_within_both_brackets(kept, monkeypatch):
+    areas = {name: torch.arange(4.0) * n for n, name in enumerate((*early.AREAS, "kept"))}
+    given = {"k": 8}, areas, {"promised": torch.ones(4)}
+    monkeypatch.setattr(early, "_of_arm", lambda run, block, arm: given)
+    early.make(SimpleNamespace(evaluated=lambda most: (None, [0] * 4)))
+    rows = kept["early"]
+    assert len(rows) == len(early.ARMS) * len(early.BLOCKS)
+    assert confidences(rows) == {run.together(len(early.BLOCKS))}
+    for row in rows:
+        open_ = {name: row[name]["minus_book"].get("bracket") for name in areas}
+        twice = 2 * early.BRACKET
+        assert open_ == {
+            "insertion": twice,
+            "deletion": twice,
+            "difference": 2 * twice,
+            "kept": None,
+        }
+        assert row["insertion"]["mean"] == 0 and row["deletion"]["mean"] == 1.5
+
+
+def test_fewer_photographs_of_all_blocks_are_read_together(kept, monkeypatch):
+    stubs = {
+        "_photographs": lambda run, block, share: torch.arange(int(8 * share)),
+        "_made": lambda run, block, photographs: photographs,
+        "one_per_photograph": lambda run, block: (None, None), "wanted_nonzeros": lambda *_: 2,
+        "missed": lambda concepts, *_: (torch.arange(4.0) / len(concepts), torch.tensor(2)),
+    }  # fmt: skip
+    for name, value in stubs.items():
+        monkeypatch.setattr(fewer, name, value)
+    fewer.make(None)
+    rows = kept["fewer"]
+    assert [row["k"] for row in rows] == [8, 4, 2] * 2
+    assert [row["error"]["minus_all"]["mean"] for row in rows[:3]] == pytest.approx(
+        [0, 1.5 / 8, 1.5 * 3 / 8], abs=1e-6
+    )
+    assert confidences(rows) == {run.together(len(fewer.BLOCKS))}
 
 
 def test_extractors_are_compared_at_equal_non_zeros(small, monkeypatch):
@@ -494,6 +669,76 @@ def test_the_files_of_edges_and_circuits(small, monkeypatch):
     for row, before in zip(rows[:3], (recorded("edges")["rows"][0], None, None), strict=True):
         assert before is None or fields(row) == fields(before)
         assert all(-1 <= of["mean"] <= 1 for n, of in row["ranks"].items() if n != "gig_minus")
+
+
+def test_a_classs_edges_are_those_of_its_others_and_of_the_next_one(kept, monkeypatch):
+    """Of three photographs and two pairs of blocks, which are read together."""
+    supported = [{"block": block, "levels": [], "supported": 4} for block in "abc"]
+    monkeypatch.setattr(transfer.artifacts, "recorded", lambda name: {"rows": supported})
+    tested = [(0, [1, 2]), (3, [4, 5]), (6, [7, 8])]
+    monkeypatch.setattr(transfer, "_photographs", lambda run: tested)
+    monkeypatch.setattr(transfer, "decompose", lambda network, pictures, concepts: pictures)
+    asked = []
+
+    def of_photograph(own, same, other, a, b, seed):
+        asked.append((own, same, other))
+        names = transfer.OWN, transfer.SAME, transfer.OTHER
+        scores = {name: 0.1 * n + 0.01 * seed**2 for n, name in enumerate(names)}
+        return {"ranks": scores, "signs": scores}
+
+    monkeypatch.setattr(transfer, "_of_photograph", of_photograph)
+    pictures = type("Rows", (), {"__getitem__": lambda self, rows: tuple(rows)})()
+    concepts = SimpleNamespace(at=lambda level: level)
+    transfer.make(
+        SimpleNamespace(
+            chain=[*"abc"], network=None, pictures=pictures, concepts=lambda block: concepts
+        )
+    )
+    assert asked == [((0,), (1, 2), (4, 5)), ((3,), (4, 5), (7, 8)), ((6,), (7, 8), (1, 2))] * 2
+    assert confidences(kept["transfer"]) == {run.together(2)}
+    apart = kept["transfer"][0]["ranks"]["class_minus"][transfer.OWN]["mean"]
+    assert apart == pytest.approx(0.1, abs=1e-6)
+
+
+def test_circuits_of_all_sizes_are_read_together(kept, monkeypatch):
+    def of_picture(d, label, gap, seed):
+        scores = {"relevance": 0.5 + 0.1 * seed, "edges": 0.2 + 0.1 * seed}
+        return {"faithful": {name: {2: value, 8: value} for name, value in scores.items()}}
+
+    stubs = {"level": lambda: 8, "decompose": lambda *_: None, "of_picture": of_picture}
+    for name, value in stubs.items():
+        monkeypatch.setattr(circuits, name, value)
+    circuits.make(
+        SimpleNamespace(
+            chain=[*"ab"], network=None, concepts=lambda block, k: None,
+            evaluated=lambda most: (torch.zeros(3, 1), [0, 1, 2]),
+        )
+    )  # fmt: skip
+    rows = kept["circuits"]
+    assert [row["kept"] for row in rows] == [2, 8]
+    assert rows[0]["score"]["edges"]["mean"] == pytest.approx(0.3)
+    assert rows[0]["minus"]["edges"]["mean"] == pytest.approx(0.3)
+    assert confidences(rows) == {run.together(len(circuits.SIZES))}
+
+
+def test_edges_alone_hand_relevance_down_by_their_shares(monkeypatch):
+    """By hand, on a linear network: each kept concept's relevance, times what made it."""
+    monkeypatch.setattr(circuits, "SIZES", (1, 2))
+    later = torch.tensor([[2.0, 1.0], [-1.0, 3.0], [0.5, 0.25]]).double()
+    d = linear(U, V, later)
+    end = torch.tensor([[3.0, 2.0, 1.0]]).double()
+
+    def attributed(d, block, target, **options):
+        if block == "b":
+            return torch.cat([end, end[:, :1]], dim=1)[None] if options.get("rest") else end[None]
+        return attribute(d, block, target, **options)
+
+    monkeypatch.setattr(circuits, "attribute", attributed)
+    found = circuits.orders(d, 0, 0.01, seed=0)["edges"]
+    shares = attribute(d, "a", ("b", [0, 1]), rest=True)[0]
+    shares = shares / shares.sum(dim=1, keepdim=True)
+    by_hand = 3 * shares[0, :-1] + 2 * shares[1, :-1]
+    assert found["b"] == [0, 1, 2] and found["a"] == by_hand.argsort(descending=True).tolist()
 
 
 def test_a_circuit_of_all_is_the_network_and_of_none_nothing(monkeypatch):
