@@ -102,7 +102,7 @@ def confidences(rows):
 def kept(monkeypatch):
     """Rows of each file that a part writes, which no file is made of."""
     rows = {}
-    for part in (circuits, early, fewer, interlayer, transfer):
+    for part in (circuits, early, fewer, interlayer, paths, shared, transfer):
         keep = lambda run, name, made, **settings: rows.update({name: made})  # noqa: E731
         monkeypatch.setattr(part, "write", keep)
     return rows
@@ -416,6 +416,7 @@ def test_extractors_are_compared_at_equal_non_zeros(small, monkeypatch):
     extractors.make(small)
     found = written("concepts")
     at_level, whole = found["rows"]
+    assert confidences(found["rows"]) == {run.together(len(PAPER["table_1"]))}
     assert {row["block"] for row in found["rows"]} == {"layer4.2"}, "Table 1 has no layer3.5"
     assert (whole["at_level"], at_level["at_level"], at_level["k"]) == (False, True, 9)
     assert set(at_level["methods"]) == {*names} - {"kmeans"}, "k-means takes too long"
@@ -545,6 +546,43 @@ def test_families_are_counted_at_every_number_of_photographs(small, monkeypatch)
     assert judged
 
 
+def test_views_of_a_photograph_are_dealt_and_counted_as_one(monkeypatch):
+    """Three photographs of two views, two PFVs of each; each photograph is a class of its own."""
+    ids, photographs = torch.arange(12) // 2, torch.arange(6) // 2
+    x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    pfvs = SimpleNamespace(
+        picture_ids=lambda block: ids, photographs=photographs, vectors=lambda block: x,
+        classes=lambda: photographs,
+    )  # fmt: skip
+    given = SimpleNamespace(
+        pfvs=pfvs, profile=Profile(), kept=lambda block, k: x,
+        made_of=lambda block, k: torch.ones(12).bool(),
+        network=SimpleNamespace(device="cpu", bn_shift=lambda block: torch.zeros(4)),
+    )  # fmt: skip
+    asked, real = [], families.families.support
+
+    def agreement(x, beta, photographs, classes, levels):
+        asked.append((photographs, classes))
+        return torch.zeros(5, len(levels))
+
+    def support(labels, parents, photographs, excess, levels):
+        asked.append((photographs, asked[-1][1]))
+        return real(labels, parents, photographs, excess, levels)
+
+    def comes_back(x, beta, photographs, classes, k, fit, seed):
+        asked.append((photographs, classes))
+        return {"excess": torch.tensor(0.5)}
+
+    monkeypatch.setattr(families, "LEVELS", (2,))
+    monkeypatch.setattr(families.families, "agreement", agreement)
+    monkeypatch.setattr(families.families, "support", support)
+    monkeypatch.setattr(extractors, "comes_back", comes_back)
+    assert [families._support(given, "b", s)["photographs"] for s in (0.7, 1.0)] == [2, 3]
+    assert extractors._again(given, "b", "bisecting", 2) == [0.5] * extractors.SEEDS
+    assert [len(owners.unique()) for owners, _ in asked] == [2, 2, 3, 3, 3, 3, 3]
+    assert all(torch.equal(owners, of_class) for owners, of_class in asked)
+
+
 def test_controls_fall_apart_and_come_back(small, monkeypatch):
     monkeypatch.setattr(controls, "SHUFFLED_PICTURES", 2)
     monkeypatch.setattr(controls, "STAGES", ("fc", "layer4"))
@@ -566,6 +604,39 @@ def test_controls_fall_apart_and_come_back(small, monkeypatch):
     assert float(controls._nearest(concepts, concepts).min()) == pytest.approx(1, abs=1e-5)
 
 
+def test_orders_of_the_logit_and_of_the_probability_are_told_apart(monkeypatch):
+    number = {reading: float(n) for n, reading in enumerate(readings.READINGS.values())}
+    asked, one = [], curves_of(1, 0.01)
+
+    def attributed(d, block, classes, *, method, output, **options):
+        return torch.full((4, 1, 2), number[method, output])
+
+    def curved(d, block, classes, importance, tolerance):
+        asked.append(importance[0, :, 0, 0].tolist())
+        parts = (
+            Curve(*(torch.stack([of, by * of], 1)[:, :, None] for by, of in ((1, w.x), (3, w.y))),
+                  w.bracket[:, None, None].expand(4, 2, 1))
+            for w in (one.deletion, one.insertion)
+        )  # fmt: skip
+        return {"probability": Curves(*parts)}
+
+    d = SimpleNamespace(concepts={"b": [0, 1]})
+    stubs = {"attribute": attributed, "deletion_insertion": curved, "decompose": lambda *_: d}
+    stubs["class_fidelity"] = lambda d, block, labels, importance, subsets: importance[:, :, 0]
+    for name, value in stubs.items():
+        monkeypatch.setattr(readings, name, value)
+    given = SimpleNamespace(
+        profile=Profile(), chain=[*"abc"], network=None, concepts=lambda block: None,
+        evaluated=lambda most: (None, [0, 1, 2, 3]),
+    )  # fmt: skip
+    row = readings._row(given, "b")
+    assert asked == [[0.0, 1.0]] and confidences(row) == {run.together(3)}
+    assert [of["mean"] for of in row["fidelity"].values()] == [0, 1, 2, 3, 4]
+    apart = row["order, logit less probability"]
+    assert apart["mean"] == pytest.approx(float((one.gain() - 3 * one.gain()).mean()))
+    assert apart["bracket"] == pytest.approx(2 * 0.04)
+
+
 def test_readings_have_the_fields_that_chapter_5_reads(small, monkeypatch):
     monkeypatch.setattr(readings, "PICTURES", 2)
     monkeypatch.setattr(readings, "SUBSETS", 60)
@@ -573,9 +644,33 @@ def test_readings_have_the_fields_that_chapter_5_reads(small, monkeypatch):
     found = written("readings")
     assert fields(found) == fields(artifacts.recorded("readings"))
     assert [row["block"] for row in found["rows"]] == list(BLOCKS)
+    assert confidences(found["rows"]) == {run.together(len(BLOCKS))}
     last = found["rows"][-1]["fidelity"]
     # Almost linear behind the last block; but a set of so few concepts may hold none in use.
     assert last["gig"]["high"] > 0.9 and last["gig"]["mean"] > last["random"]["mean"] + 0.3
+
+
+def test_pairs_of_classes_that_are_alike_by_photographs_that_made_no_concept(monkeypatch):
+    monkeypatch.setattr(shared, "PAIRS", 1)
+    rows = torch.tensor([[1.0, 0], [20, 2], [0, 1], [1, 0], [-1, 0]])
+    pictures = type("Rows", (), {"__getitem__": lambda self, rows: rows})()
+    given = SimpleNamespace(
+        left_out=[*range(1, 9)], network=SimpleNamespace(class_vectors=rows), pictures=pictures,
+        right_by_class=lambda: {0: [0, 1, 2], 1: [3, 4], 2: [5, 6], 3: [7], 4: [8, 9]},
+    )  # fmt: skip
+    assert [*shared._pairs(given)] == [([1, 2, 3, 4], [0, 0, 1, 1])]
+
+
+def test_what_is_shared_counts_by_the_class_that_loses_less(kept, monkeypatch):
+    lost = {"shared": torch.tensor([1.0, 3.0]), "any in use": torch.tensor([2.0, 0.0])}
+    monkeypatch.setattr(shared, "_pairs", lambda run: [(None, [0]), (None, [1]), (None, [2])])
+    taken = ({name: by * of for name, of in lost.items()} for by in [1, 2, 3] * 2)
+    monkeypatch.setattr(shared, "_taken_out", lambda *_: next(taken))
+    shared.make(SimpleNamespace(chain=[*"ab"], concepts=lambda block: None))
+    rows = kept["shared"]
+    assert rows[0]["shared_minus"]["any in use"]["each"] == [1, 2, 3]
+    assert rows[0]["lost"]["shared"]["second"]["mean"] == 6
+    assert confidences(rows) == {run.together(2)}
 
 
 def test_a_concept_taken_out_costs_what_a_forward_pass_without_it_says(small, monkeypatch):
@@ -608,9 +703,11 @@ def test_edges_of_a_linear_network_forecast_every_loss():
     unit = torch.nn.functional.normalize(later, dim=1)
     sources, targets = torch.tensor([0, 2]), torch.tensor([1, 0])
     found = [*edges.losses(d, "a", "b", sources, targets)]
-    for q, (summed, _) in zip(sources.tolist(), found, strict=True):
-        lost = U[0, :, q, None] * (V.vectors[q] @ d.network.A.T)
-        torch.testing.assert_close(summed, (lost @ unit[targets].T).sum(dim=0))
+    before = (d.reconstruction("a") + d.residual("a"))[0] @ d.network.A.T @ unit[targets].T
+    for q, (summed, largest) in zip(sources.tolist(), found, strict=True):
+        lost = U[0, :, q, None] * (V.vectors[q] @ d.network.A.T) @ unit[targets].T
+        torch.testing.assert_close(summed, lost.sum(dim=0))
+        torch.testing.assert_close(largest, before.amax(dim=0) - (before - lost).amax(dim=0))
     scores = edges.of_picture(d.at("a"), 0, gap=0.01)
     for name in edges.FORECASTS:
         assert scores["ranks"][name] == pytest.approx(1)
@@ -630,6 +727,73 @@ def test_edges_of_other_photographs_are_held_against_what_this_one_loses(monkeyp
     for name, right in ((transfer.OWN, 1), (transfer.SAME, 1), (transfer.OTHER, 0)):
         assert scores["ranks"][name] == pytest.approx(2 * right - 1)
         assert scores["signs"][name] == right
+
+
+def test_edges_are_between_what_the_others_of_a_class_use(monkeypatch):
+    """Their sources, and of later concepts those whose vectors bring most."""
+    monkeypatch.setattr(transfer, "TARGETS", 1)
+    first, others = (U * torch.tensor(on) for on in ([1.0, 0, 0, 0], [0, 1.0, 1, 0]))
+    long, short = torch.tensor([[9.0, 3.0]]).double(), torch.tensor([[0.5, 1.0]]).double()
+    own = linear(first, V, torch.cat([long, short]))
+    same = linear(others, V, torch.cat([short, long]))
+    asked = []
+
+    def losses(d, a, b, sources, targets):
+        asked.append((d, sorted(sources.tolist()), targets.tolist()))
+        return [(torch.tensor([float(q)]), torch.zeros(1)) for q in sources]
+
+    monkeypatch.setattr(transfer, "losses", losses)
+    monkeypatch.setattr(transfer, "ranks", lambda forecast, measured: 0.0)
+    transfer._of_photograph(own, same, same, "a", "b", seed=0)
+    assert asked == [(own, [1, 2], [1])]
+
+
+def test_edges_of_several_photographs_are_their_mean(monkeypatch):
+    monkeypatch.setattr(transfer, "TARGETS", 2)
+    later = torch.tensor([[2.0, 1.0], [-1.0, 3.0]]).double()
+    own, two = linear(U, V, later), linear(torch.cat([-U, 3 * U]), V, later)
+    scores = transfer._of_photograph(own, two, own, "a", "b", seed=0)
+    assert scores["ranks"][transfer.SAME] == pytest.approx(1), "−1 and 3 times as much is 1 time"
+    # What changes nothing has no sign: concept 0 brings nothing to a target at right angles.
+    some = transfer._signs(torch.tensor([1.0, -1, 5]), torch.tensor([2.0, -3, 0]))
+    assert some == 1
+
+
+def test_what_helps_opposes_and_is_patched_by_brute_force():
+    """Two ends that speak for the class; one source's effect along one target alone."""
+    a, b = sides = {"layer3.0": 4, "layer4.0": 2}
+    d, label, gap = random_decomposition(random_network("basic"), sides, 1), 3, 0.2
+    found = edges.of_picture(d, label, gap)
+    there = d.concepts[b]
+    mass = d.codes[b][0].abs().sum(dim=0) * there.vectors.norm(dim=1)
+    targets, sources = mass.topk(edges.TARGETS).indices, torch.arange(12)
+    brought = attribute(d, a, (b, targets), tolerance=gap, rest=True)[0, :, :-1]
+    helps = [attribute(d, block, label, tolerance=gap, rest=True)[0, 0] for block in (a, b)]
+    lost = torch.stack([summed for summed, _ in edges.losses(d, a, b, sources, targets)], dim=1)
+    counts = {"edges": 0, "oppose": 0, "truly": 0}
+    for t, q in itertools.product(range(len(targets)), d.codes[a][0].any(dim=0).nonzero()[:, 0]):
+        if helps[0][q] > 0 and helps[1][targets[t]] > 0:
+            counts["edges"] += 1
+            counts["oppose"] += bool(brought[t, q] < 0)
+            counts["truly"] += bool(brought[t, q] < 0 and lost[t, q] < 0)
+    assert found["helpful"] == counts and counts["edges"] > counts["oppose"] > 0
+
+    n, m = edges.PATCHED
+    given = torch.randn(m, n), [torch.rand(n), torch.rand(m)]
+    patched = edges.patched(d, label, sources[:n], targets[:m], *given)
+    segment, above = d.network.segment(a, b), d.network.segment(b)
+    x, unit = d._maps[a], torch.nn.functional.normalize(there.vectors[targets[:m]], dim=1)
+    before, measured = segment(x), torch.zeros(m, n)
+    for t, q in itertools.product(range(m), range(n)):
+        after = segment(x - d.codes[a][:, :, q, None] * d.concepts[a].vectors[q])
+        along = (before - after) @ unit[t]
+        measured[t, q] = (above(before) - above(before - along[..., None] * unit[t]))[0, label]
+    whole = ((before[0] - there.beta) @ unit.T).sum(dim=0)
+    forecast = given[0] / whole[:, None] * given[1][1][:, None]
+    assert patched["GIG"] == pytest.approx(edges.ranks(forecast, measured), abs=1e-3)
+    blind = given[1][0].expand(m, -1)
+    found = patched["the source's relevance"]
+    assert found == pytest.approx(edges.ranks(blind, measured), abs=1e-3)
 
 
 def test_edges_are_chosen_on_photographs_that_made_concepts_and_tested_on_one_that_did_not():
@@ -664,6 +828,7 @@ def test_the_files_of_edges_and_circuits(small, monkeypatch):
     assert fields(row) == fields(recorded("transfer")["rows"][0])
     edges.make(small)
     rows = written("edges")["rows"]
+    assert confidences(rows) == {run.together(len(BLOCKS))}
     places = [(BLOCKS[0], BLOCKS[1]), (BLOCKS[0], "class"), (BLOCKS[1], "class")]
     assert [(row["source"], row["target"]) for row in rows] == places * 2
     for row, before in zip(rows[:3], (recorded("edges")["rows"][0], None, None), strict=True):
@@ -783,10 +948,43 @@ def test_graphs_know_what_their_concepts_are_made_of(small, monkeypatch):
     assert against <= graph.graph["opposing"] < graph.graph["edges"]
 
 
+def test_what_a_path_costs_beside_the_other_arms_by_hand(kept, monkeypatch):
+    """A concept of the last block costs 100 more than its number, one of the first its number."""
+
+    class Costs:
+        def logits(self, removed):
+            cost = sum((100 if block == "b" else 0) + q for block, q in removed.items())
+            return torch.tensor([[-float(cost), 0.0]])
+
+    draws = itertools.cycle([5, 6, 10])
+    stubs = {
+        "decompose": lambda *_: Costs(),
+        "strongest_path": lambda d, label, tolerance: {"b": 10 * label, "a": 1 + label},
+        "control_path": lambda d, path, generator: path | {"a": next(draws)},
+        "attribute": lambda d, block, label, tolerance: torch.eye(9)[8][None, None],
+    }  # fmt: skip
+    for name, value in stubs.items():
+        monkeypatch.setattr(paths, name, value)
+    paths.make(
+        SimpleNamespace(
+            profile=Profile(), chain=[*"ab"], network=None, concepts=lambda block: None,
+            evaluated=lambda most: (torch.zeros(4, 1), [0, 0, 0, 1]),
+        )
+    )  # fmt: skip
+    (row,) = kept["paths"]
+    each = {name: arm["each"][0] for name, arm in row["lost"].items()}
+    assert each == {
+        "path": 101, "last concept alone": 100, "another class's path": 102, "no edges": 108,
+        "control path": 107,
+    }  # fmt: skip
+    assert row["path_minus"]["no edges"]["each"][0] == 101 - 108
+
+
 def test_paths_have_the_fields_that_chapter_7_reads(small):
     paths.make(small)
     (row,), recorded = written("paths")["rows"], artifacts.recorded("paths")
     assert fields(row) == fields(recorded["rows"][0]) and row["blocks"] == list(BLOCKS)
+    assert confidences([row]) == {run.together(len(row["lost"]) - 1)}
     lost = {name: arm["mean"] for name, arm in row["lost"].items()}
     for name, apart in row["path_minus"].items():
         assert apart["mean"] == pytest.approx(lost["path"] - lost[name], abs=1e-4)
@@ -798,8 +996,13 @@ def test_a_shortcut_is_taken_out_and_each_photograph_is_written_down(small, monk
     shortcut.make(small)
     found, recorded = written("shortcut"), artifacts.recorded("shortcut")
     assert [row["block"] for row in found["rows"]] == [*BLOCKS]
+    assert confidences(found["rows"]) == {run.together(len(BLOCKS))}
+    assert not {*shortcut.parts(small)[0]} & {*shortcut.parts(small)[1]}
     for row in found["rows"]:
         assert fields(row) == fields(recorded["rows"][0])
+        random_ones = [row["outcomes"][f"random {seed}, 3"]["right"]["mean"] for seed in range(3)]
+        lead = row["outcomes"]["suspects, 3"]["right"]["mean"] - sum(random_ones) / 3
+        assert row["minus"]["random"]["mean"] == pytest.approx(lead)
         for of in row["outcomes"].values():
             for part in of.values():
                 each = [int(value) for value in part["each"]]
@@ -827,6 +1030,14 @@ def test_what_is_learnt_of_one_watermark_meets_others_and_an_saes_units(small, m
     watermarks.make(small)
     found = {name: written(name) for name in ("watermarks", "latents", "other_shortcut")}
     learnt, other = found["watermarks"]["rows"]
+    assert confidences([learnt, other]) == {run.together(len(marks)), run.together(5)}
+    for row in (learnt, other):
+        right = {name: of["right"]["mean"] for name, of in row["outcomes"].items()}
+        lead = right["suspects, 3"] - right["a direction from pairs"]
+        assert row["minus"]["pairs"]["mean"] == pytest.approx(lead)
+        for of in itertools.chain.from_iterable(part.values() for part in row["classes"].values()):
+            less = of["before"]["mean"] - of["after"]["mean"]
+            assert of["before_minus_after"]["mean"] == pytest.approx(less, abs=1e-5)
     assert fields(learnt) == fields(other) == fields(artifacts.recorded("watermarks")["rows"][0])
     # By the network itself: what is right, and what a watermark adds to a class.
     held = shortcut.parts(small)[1][:: watermarks.EVERY]
@@ -857,6 +1068,7 @@ def test_a_planted_shortcut_and_a_twin_without_are_asked_alike(small, monkeypatc
     planted.make(small)
     found, recorded = written("planted")["rows"], artifacts.recorded("planted")
     assert [row["planted"] for row in found] == [True] * 3 + [False] * 3
+    assert confidences(found) == {run.together(3)}
     for row in found:
         assert fields(row) == fields(recorded["rows"][0]) and len(row["suspects"]) == 2
         for of in row["outcomes"].values():
@@ -878,23 +1090,63 @@ def test_a_planted_shortcut_and_a_twin_without_are_asked_alike(small, monkeypatc
     assert min(became[True]) > 5 * max(became[False]), "it was planted, and its twin has none"
 
 
+def test_what_is_planted_is_judged_by_means_over_seeds_of_all_networks():
+    names = ("nothing", "activation, 3", "random, 3", "suspects, 3")
+    digits = torch.tensor([1.0, 1, 0, 0])
+    seeds = [
+        {
+            "outcomes": {
+                name: {"right": digits.roll(n * seed), "clean": torch.ones(4), "became": digits}
+                for n, name in enumerate(names)
+            },
+            "suspect": {}, "mass": torch.tensor([0.0, 0.25, 0.5, 1.0]) * seed,
+        }
+        for seed in (0, 2)
+    ]  # fmt: skip
+    row = planted._summed(seeds)
+    assert confidences(row) == {run.together(3 * len(planted.KINDS))}
+    assert row["mass"]["mean"] == 0.4375
+    area = (planted.SIDE / planted.WIDTH) ** 2
+    assert row["mass_minus_area"]["mean"] == pytest.approx(0.4375 - area)
+    assert row["outcomes"]["suspects, 3"]["right"]["each"] == ["1100", "0011"]
+    assert row["minus"]["nine tenths of the clean"]["mean"] == pytest.approx(0.5 - 0.9)
+    assert row["minus"]["nothing"]["mean"] == pytest.approx(0.5 - 0.5)
+
+
 def test_uniform_draws_differ_from_those_by_contribution(small, monkeypatch):
     sampling.make(small)
     found = written("sampling")
     assert fields(found) == fields(artifacts.recorded("sampling"))
     assert [row["block"] for row in found["rows"]] == list(BLOCKS)
-    drawn = sampling._uniform(small.network, small.pictures, ["layer4.2"], 8, 2, 0)["layer4.2"]
+    assert confidences(found["rows"]) == {run.together(len(BLOCKS))}
+    for row in found["rows"]:
+        for of in (part for part in row.values() if isinstance(part, dict)):
+            less = of["uniform"]["mean"] - of["ours"]["mean"]
+            assert of["minus_ours"]["mean"] == pytest.approx(less, abs=1e-5)
+    given = small.network, small.pictures, ["layer4.2"], 8, 2
+    drawn, others = (sampling._uniform(*given, seed)["layer4.2"] for seed in (0, 1))
+    assert not torch.equal(drawn, others)
     with torch.no_grad():
         x = small.network.preactivations(small.pictures[0][None], ["layer4.2"])["layer4.2"]
     # Eight different positions of the first picture's own map.
     distance = torch.cdist(drawn[0].double(), x[0].flatten(1).T.double())
     assert len({*distance.argmin(dim=1).tolist()}) == 8
     assert distance.amin(dim=1).max() < 1e-2 * drawn[0].norm(dim=1).min()
-    # Equal concepts of either kind would serve a class alike.
-    monkeypatch.setattr(sampling, "extract", lambda x, beta, k, *_, block: small.concepts(block))
+    # Equal concepts of either kind would serve a class alike; none is made of what is held out.
+    made = 8 * (len(small.pictures) - len(small.left_out))
+
+    def extract(x, beta, k, *_, block):
+        assert len(x) == made
+        return small.concepts(block)
+
+    monkeypatch.setattr(sampling, "extract", extract)
     monkeypatch.setattr(sampling, "tune", lambda concepts, x, seed: concepts)
     row = sampling._row(small, "layer4.2", drawn)
     assert row["gain"]["minus_ours"]["mean"] == 0
+    both = [curves_of(1, 0.01), curves_of(2, 0.1)]
+    monkeypatch.setattr(sampling, "_curves", lambda run, concepts, orders: both[len(orders) > 1])
+    beside = sampling._row(small, "layer4.2", drawn)["gain"]["minus_ours"]
+    assert beside["bracket"] == pytest.approx(0.04 + 0.4)
 
 
 def test_shuffling_permutes_one_part_alone(network):
