@@ -321,6 +321,20 @@ def test_evaluated_pictures_made_no_concept(small):
     kept = ~small.pfvs.held_out("layer4.2")
     concepts = small.concepts("layer4.2")
     assert len(concepts.labels) == len(small.kept("layer4.2")) == int(kept.sum()) < len(kept)
+    few, other = small.concepts("layer4.2", k=8), small.concepts("layer4.2", draw=1)
+    assert len(few.labels) == int(small.made_of("layer4.2", 8).sum()) < len(concepts.labels)
+    assert not torch.equal(other.labels, concepts.labels), "every draw has its own seed"
+    right = [(c, i) for c, of_class in small.right_by_class().items() for i in of_class]
+    assert sorted(i for _, i in right) == small.pfvs.right()
+    assert all(small.pictures.labels[i] == c for c, i in right)
+
+
+def test_what_is_affordable_is_so_at_the_bound(monkeypatch):
+    monkeypatch.setattr(run, "AFFORDABLE", {"kmeans": 800})
+    network = SimpleNamespace(channels=lambda block: 100, device=torch.device("cpu"))
+    here = run.Run(Profile(), network, None)
+    asked = [("kmeans", 8), ("kmeans", 9), ("nmf", 8000), ("nmf", 8001)]
+    assert [here.affordable("b", *each) for each in asked] == [True, False] * 2
 
 
 def test_one_choice_is_changed_at_a_time(small, monkeypatch):
