@@ -384,6 +384,13 @@ def of_power(power):
     return raised
 
 
+def by_default(times):
+    def scaled(x, *, by=times):
+        return x * by
+
+    return scaled
+
+
 def test_functions_of_one_file_are_told_apart():
     """They are of one code, but a choice between them is an argument like any other."""
 
@@ -396,6 +403,7 @@ def test_functions_of_one_file_are_told_apart():
     functions = [
         fit, other, functools.partial(fit, epochs=5), functools.partial(fit, epochs=6),
         functools.partial(other, epochs=5), of_power(2), of_power(3), lambda x: x, lambda x: -x,
+        functools.partial(fit, 5), functools.partial(fit, 6), by_default(2), by_default(3),
     ]  # fmt: skip
     assert len({code_of(function) for function in functions}) == 1
     marks = [fingerprint(function) for function in functions]
