@@ -41,6 +41,9 @@ def test_sample_counts_photographs_and_views(pictures):
     assert pictures[0].shape == (3, 224, 224)
     views = [np.asarray(pictures.image(i), dtype=float) for i in range(5)]
     assert all(abs(a - b).mean() > 1 for a, b in zip(views, views[1:], strict=False))
+    halves = (0.0, 0.5), (0.5, 1.0)
+    quarters = [(left, top, right, low) for top, low in halves for left, right in halves]
+    assert pictures.boxes[:5] == ((0.0, 0.0, 1.0, 1.0), *quarters), "row by row"
 
 
 def test_several_indices_give_a_batch(pictures):
