@@ -240,6 +240,11 @@ def test_max_pooling_alone_and_before_a_convolution(layer):
     point = nn.Conv2d(3, 5, 1)
     network = small(layer, point, channels=5, blocks=("1",))
     agree(ways(network, IMAGE, "1"), ratios(point, selected, point(v[None])[0]))
+    # Where the convolution skips positions, the pooled vectors are targets of their own.
+    point = nn.Conv2d(3, 5, 1, 2)
+    network = small(layer, point, channels=5, blocks=("1",))
+    above = ratios(point, each_alone(v), point(v[None])[0])
+    agree(ways(network, IMAGE, "1"), ratios(nn.Identity(), selected, v) @ above)
 
 
 def vars_of(layer: nn.MaxPool2d) -> dict:
@@ -358,6 +363,45 @@ def test_what_two_read_is_taken_as_one_with_neither():
         for conv, own in zip((a, b), above, strict=True)
     )
     agree(ways(network, IMAGE, "0"), down @ through)
+
+
+class Rolled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 1)
+
+    def forward(self, x):
+        return self.conv(F.max_pool2d(x, 2, 2).roll(1, 3))
+
+
+@torch.no_grad()
+def test_what_a_pool_made_goes_back_to_where_it_was_made():
+    pooled, index = F.max_pool2d(IMAGE[None], 2, 2, return_indices=True)
+    places = torch.arange(IMAGE[0].numel())[:, None, None, None]
+    down = ratios(nn.Identity(), pooled[0] * (index == places), pooled[0])
+    moved = down.unflatten(1, pooled.shape[2:]).roll(1, 2).flatten(1)
+    agree(ways(small(Rolled(), channels=5), IMAGE, "0"), moved)
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x):
+        mean = x.mean((2, 3))
+        return self.one(mean) - self.other(mean.tanh())
+
+
+@torch.no_grad()
+def test_a_mean_that_two_heads_read_is_a_target_of_its_own():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), TwoHeads()).double()
+    network = Network(model, device="cpu", blocks=["0"], input_size=(9, 8))
+    x = model[0](IMAGE[None])[0]
+    mean, logit = x.mean((1, 2)), network.logits(IMAGE[None])[0, 1]
+    share = torch.einsum("chw,c->hw", x, mean) / (x[0].numel() * mean.square().sum())
+    agree(srd.contributions(network, IMAGE[None], ["0"], [1])["0"][0], share * logit)
 
 
 @torch.no_grad()
@@ -668,9 +712,10 @@ def test_order_and_batch_size_change_nothing():
 def test_every_picture_is_asked_for_its_own_class():
     network = random_network("basic")
     images, classes = torch.randn(3, 3, 64, 64), [0, 3, 2]
-    pixels = srd.contributions(network, images, ["pixels"], classes, 1)["pixels"]
     logits = network.logits(images)[range(3), classes]
-    torch.testing.assert_close(pixels.sum((1, 2)), logits, rtol=1e-3, atol=1e-4)
+    for size in (1, 2, 8):
+        pixels = srd.contributions(network, images, ["pixels"], classes, size)["pixels"]
+        torch.testing.assert_close(pixels.sum((1, 2)), logits, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:SRD's relevance")
