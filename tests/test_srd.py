@@ -1,6 +1,7 @@
 """SRD against brute force, against golden values of the released code, and against its own laws."""
 
 import itertools
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -404,6 +405,34 @@ def test_a_mean_that_two_heads_read_is_a_target_of_its_own():
     agree(srd.contributions(network, IMAGE[None], ["0"], [1])["0"][0], share * logit)
 
 
+class SoftlyGated(Residual):
+    def forward(self, x):
+        return x * self.conv(x).softmax(1)
+
+
+@torch.no_grad()
+def test_what_a_softmax_weighs_keeps_all_of_its_relevance():
+    agree(ways(small(SoftlyGated(), channels=3), IMAGE, "0"), torch.eye(72).double())
+
+
+class OfColumns(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 5)
+
+    def forward(self, x):
+        return self.linear(x.mean(2).transpose(1, 2)).transpose(1, 2)[:, :, None]
+
+
+@torch.no_grad()
+def test_means_of_columns_are_shared_column_by_column():
+    mean = IMAGE.mean(1)
+    share = torch.einsum("chw,cw->hw", IMAGE, mean) / (9 * mean.square().sum(0))
+    expected = torch.zeros(9, 8, 8, dtype=torch.float64)
+    expected[:, range(8), range(8)] = share
+    agree(ways(small(OfColumns(), channels=5), IMAGE, "0"), expected.flatten(0, 1))
+
+
 @torch.no_grad()
 def test_moves():
     class Moved(nn.Module):
@@ -662,6 +691,19 @@ def test_an_operation_without_a_rule():
 
 
 @torch.no_grad()
+def test_sums_are_told_that_are_off_by_more_than_a_hundredth_and_rounding():
+    logit = torch.tensor([1.0, 1.0])
+    for off, told in ((0.02, True), (-0.02, True), (0.005, False), (-0.005, False)):
+        maps = torch.tensor([[0.25, 0.75], [0.25, 0.75 + off]])
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            srd._check_sums(maps, logit, "here", 5)
+        assert ["first number 6" in f"{each.message}" for each in found] == [True] * told
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of large parts that cancel, rounding alone is as much
+        srd._check_sums(torch.tensor([[200.0, -199.02]]), logit[:1], "here", 0)
+
+
 def test_a_sum_that_is_not_the_logit_is_told():
     network = small(Function(lambda x: torch.logcumsumexp(x, 2)), channels=3)
     images = IMAGE.expand(3, -1, -1, -1)
