@@ -405,6 +405,27 @@ def test_a_mean_that_two_heads_read_is_a_target_of_its_own():
     agree(srd.contributions(network, IMAGE[None], ["0"], [1])["0"][0], share * logit)
 
 
+class Lifted(Residual):
+    def __init__(self):
+        super().__init__()
+        self.point = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.conv(x) + self.point(x.mean((2, 3), keepdim=True))
+
+
+@torch.no_grad()
+def test_what_is_added_everywhere_is_a_branch_of_every_sum():
+    network = small(Lifted(), channels=3)
+    conv, mean = network.model[0].conv, IMAGE.mean((1, 2), keepdim=True)
+    y, lift = conv(IMAGE[None])[0], network.model[0].point(mean[None])[0]
+    v = y + lift
+    branch, beside = ((part * v).sum(0) / v.square().sum(0) for part in (y, lift))
+    share = (IMAGE * mean).sum(0) / (72 * mean.square().sum())
+    expected = ratios(conv, each_alone(IMAGE), y) * branch.flatten()
+    agree(ways(network, IMAGE, "0"), expected + torch.outer(share.flatten(), beside.flatten()))
+
+
 class SoftlyGated(Residual):
     def forward(self, x):
         return x * self.conv(x).softmax(1)
