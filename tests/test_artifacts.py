@@ -4,6 +4,8 @@ import ast
 import functools
 import importlib
 import importlib.util
+import inspect
+import pkgutil
 import shutil
 import sys
 from collections import Counter
@@ -15,6 +17,7 @@ import torch
 from conftest import save_pictures, tiny_network
 from safetensors import safe_open
 
+import experiments
 import gig_helpers
 from gig_helpers import Profile, decompose, fit_concepts, load_pictures, sample
 from gig_helpers.data import artifacts
@@ -381,6 +384,13 @@ def of_power(power):
     return raised
 
 
+def by_default(times):
+    def scaled(x, *, by=times):
+        return x * by
+
+    return scaled
+
+
 def test_functions_of_one_file_are_told_apart():
     """They are of one code, but a choice between them is an argument like any other."""
 
@@ -393,11 +403,47 @@ def test_functions_of_one_file_are_told_apart():
     functions = [
         fit, other, functools.partial(fit, epochs=5), functools.partial(fit, epochs=6),
         functools.partial(other, epochs=5), of_power(2), of_power(3), lambda x: x, lambda x: -x,
+        functools.partial(fit, 5), functools.partial(fit, 6), by_default(2), by_default(3),
     ]  # fmt: skip
     assert len({code_of(function) for function in functions}) == 1
     marks = [fingerprint(function) for function in functions]
     assert all(marks.count(mark) == 1 for mark in marks)
     assert fingerprint(of_power(2)) == fingerprint(of_power(2))
+
+
+IGNORED = {
+    "codes": {"maps"}, "study": {"batch_size"}, "atlas-relevance": {"batch_size"},
+    "atlas-edges": {"batch_size"}, "uniform": {"batch_size"}, "early-relevance": {"batch_size"},
+    "early-curves": {"batch_size"}, "fit-seconds": {"fitted"},
+}  # fmt: skip
+"""Arguments of a step that leave its result as it is."""
+
+
+def test_every_argument_of_every_step_counts_but_those_that_change_no_result(monkeypatch):
+    found = {}
+
+    def key(stage, depends, code):
+        found[stage] = {*depends}
+        raise LookupError
+
+    monkeypatch.setattr(artifacts, "key", key)
+    every = [
+        importlib.import_module(module.name)
+        for package in (gig_helpers, experiments)
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        if not module.name.endswith("__main__")
+    ]
+    steps = {
+        step for module in every for step in vars(module).values()
+        if inspect.isfunction(step) and "stage" in inspect.getclosurevars(step).nonlocals
+    }  # fmt: skip
+    for step in steps:
+        names = [*inspect.signature(step).parameters]
+        with pytest.raises(LookupError):
+            step(**{name: name for name in names})
+        stage = inspect.getclosurevars(step).nonlocals["stage"]
+        assert found[stage] == {*names} - IGNORED.get(stage, set()), stage
+    assert {*IGNORED} < {*found} and len(found) == len(steps) > 12
 
 
 def test_what_pfvs_are_found_again_by(tmp_path, artifacts_folder):

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -13,7 +14,7 @@ from conftest import tiny_network
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from gig_helpers import Profile, attribute, decompose, fit_concepts, load_pictures, sample
+from gig_helpers import Concepts, Profile, attribute, decompose, fit_concepts, load_pictures, sample
 from gig_helpers.data.profiles import CHAIN
 from gig_helpers.data.weights import Preprocessing
 from gig_helpers.report import atlas_data
@@ -149,6 +150,74 @@ def test_stability_tells_families_from_noise():
     assert float(stability(x, by_chance, photographs).max()) < 0.4
     # A family of one photograph is in one half of each split, and does not spoil the mean.
     assert not stability(x, planted, photographs).isnan().any()
+
+
+def test_stability_is_the_jaccard_index_of_halves_of_the_photographs(monkeypatch):
+    """Of a clustering that tells nothing apart: each family's share of the PFVs of every half."""
+
+    class One:
+        def __init__(self, clusters, random_state):
+            self.clusters = clusters
+
+        def fit(self, x):
+            return SimpleNamespace(labels_=np.zeros(len(x), np.int64))
+
+    monkeypatch.setattr(atlas_data, "BisectingSphericalKMeans", One)
+    photographs = torch.arange(6).repeat_interleave(torch.arange(2, 8))  # one of each in family 1
+    families = torch.cat([torch.eye(n)[0].long() for n in range(2, 8)])
+    expected = []
+    for split in range(3):
+        order = torch.randperm(6, generator=torch.Generator().manual_seed(5 + split)).tolist()
+        for half in (order[:3], order[3:]):
+            expected.append(3 / sum(n + 2 for n in half))
+    found = stability(torch.randn(27, 4), families, photographs, splits=3, seed=5)
+    share = sum(expected) / 6
+    assert found.tolist() == pytest.approx([1 - share, share]) and len({*expected}) > 2
+
+
+def test_stability_is_asked_of_centred_pfvs_and_photographs(chain, monkeypatch):
+    _, pfvs, concepts = chain
+    asked = []
+    monkeypatch.setattr(
+        atlas_data, "stability", lambda *given, **options: asked.append(given) or torch.zeros(6)
+    )
+    block, here = next(iter(concepts.items()))
+    atlas_data._stability(pfvs, here, 2, 17)
+    ((x, families, photographs),) = asked
+    torch.testing.assert_close(x, pfvs.vectors(block) - here.beta)
+    assert torch.equal(families, here.assigned)
+    assert torch.equal(photographs, pfvs.photographs[pfvs.picture_ids(block)])
+
+
+def test_one_view_stands_for_a_photograph(chain, artifacts_folder):
+    network = chain[1].network
+    views = load_pictures("sample", network).subset(range(10))
+    views = replace(views, labels=(0,) * 10)
+    profile = Profile(blocks=network.blocks[-1:], families=2, pfvs_per_concept=30)
+    pfvs = sample(network, views, profile)
+    found = gather(pfvs, fit_concepts(pfvs, profile))
+    assert found.pictures == [0, 5] and len(found.fed) == 2
+
+
+def test_places_names_and_what_is_strongest_by_hand():
+    values = torch.arange(10.0).reshape(5, 2)  # a class token and four places of two families
+    tokens = SimpleNamespace(map_size=lambda block: (2, 2), placeless=lambda block: 1)
+    places = atlas_data._places(tokens, "b", values)
+    assert places.tolist() == [[[2, 4], [6, 8]], [[3, 5], [7, 9]]]
+    here = Concepts(torch.eye(4), torch.zeros(4), torch.arange(4))
+    relevance = torch.tensor([[-9.0, 1, 2, 0.5, 50], [-7, 3, 4, 0.5, 60]])
+    assert atlas_data._strongest(relevance, here) == [2, 1], "the rest is none of them"
+    brings = {"junco": 3.0, "owl": 2.0, "wren": 1.5, "crane": -9.0}
+    assert atlas_data.proposed(brings) == "junco, owl", "half of 6.5"
+    assert atlas_data.proposed({"owl": -1.0}) == ""
+    assert atlas_data.proposed(dict.fromkeys("abcdefgh", 1.0)) == "many classes"
+    vectors = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    longer = vectors * torch.arange(1.0, 7)[:, None]
+    one, other = (
+        atlas_data.plane(Concepts(v, torch.zeros(4), torch.arange(6))) for v in (vectors, longer)
+    )
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert one.amin(dim=0).tolist() == [0, 0] and one.amax(dim=0).tolist() == [1, 1]
 
 
 def test_pages_hold_what_was_computed(chain, pages, found):

@@ -265,6 +265,8 @@ def test_the_fingerprint_counts_network_pictures_concepts_and_codes(d):
         replace(d, images=d.images + 1e-3),
         replace(d, network=random_network("resnet18", torch.float64, seed=1)),
         replace(d, concepts=d.concepts | {"layer3.1": replace(here, beta=here.beta + 1)}),
+        replace(d, codes=d.codes | {"layer3.1": 2 * d.codes["layer3.1"]}),
+        replace(d, rests={"layer3.1": d.residual("layer3.1")}),
     ]  # fmt: skip
     assert len({other.fingerprint for other in [d, *others]}) == 1 + len(others)
 

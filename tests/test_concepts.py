@@ -258,7 +258,7 @@ def test_concepts_of_a_dataset_are_kept(sampled, artifacts_folder, monkeypatch):
 
 
 def test_options_of_a_fit_are_kept_apart(sampled, artifacts_folder, monkeypatch):
-    """Extractor, k, seed, what is held out, non-zeros: each makes concepts in a file of its own."""
+    """PFVs, extractor, k, seed, what is held out, non-zeros: each has a file of its own."""
     block = BLOCKS[1]
 
     def fit(**options):
@@ -275,7 +275,9 @@ def test_options_of_a_fit_are_kept_apart(sampled, artifacts_folder, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr("gig_helpers.lasso.wanted_nonzeros", lambda *_: 1.0)
         others.append(fit())
-    assert len(list(artifacts_folder.glob("concepts-*"))) == 1 + len(others)
+    assert len(fit(k=10)) == 10, "as many non-zeros as twelve have"
+    fit_concepts(replace(sampled, fingerprint="of other pictures"), PROFILE, [block])
+    assert len(list(artifacts_folder.glob("concepts-*"))) == 3 + len(others)
     assert len({each.fingerprint for each in [plain, *others]}) == 1 + len(others)
     seven, seeded, drawn, held, sae, _, few, sparser = others
     assert torch.equal(sparser.vectors, plain.vectors) and sparser.lam > plain.lam

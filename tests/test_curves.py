@@ -70,6 +70,8 @@ def test_absolute_active_and_held(d):
     kept = logits(d, GAMMA, held=held)
     assert rows(kept.insertion) == [[2, 4, 4, 0]]
     assert rows(kept.deletion) == [[0, -2, -2, 2]]
+    both = logits(d, GAMMA, held=held, axis="active")
+    assert rows(both.insertion) == [[2, 4, 0]] and both.insertion.x.tolist() == [[0, 0.5, 1]]
 
 
 def test_the_concepts_own_beta_is_the_ground():

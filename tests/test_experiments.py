@@ -39,8 +39,18 @@ from experiments import (
     transfer,
     watermarks,
 )
-from gig_helpers import EXTRACTORS, METHODS, Concepts, attribute, decompose, deletion_insertion
+from gig_helpers import (
+    EXTRACTORS,
+    METHODS,
+    Concepts,
+    Profile,
+    attribute,
+    decompose,
+    deletion_insertion,
+)
+from gig_helpers.curves import Curve, Curves
 from gig_helpers.data import artifacts, profiles
+from gig_helpers.data.paper import PAPER
 from gig_helpers.report.statistics import compare, interval
 from gig_helpers.report.studies import WRONG_TARGET
 
@@ -83,6 +93,21 @@ def fields(part):
     }
 
 
+def confidences(rows):
+    """Levels of all paired differences of a file: how many places are read together."""
+    return {record["confidence"] for record in kept_values(rows) if "confidence" in record}
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """Rows of each file that a part writes, which no file is made of."""
+    rows = {}
+    for part in (circuits, early, fewer, interlayer, paths, shared, transfer):
+        keep = lambda run, name, made, **settings: rows.update({name: made})  # noqa: E731
+        monkeypatch.setattr(part, "write", keep)
+    return rows
+
+
 @pytest.mark.parametrize(("part", "name"), [(classes, "classes"), (interlayer, "interlayer")])
 def test_curves_have_the_fields_that_chapters_read(small, part, name):
     part.make(small)
@@ -97,9 +122,121 @@ def test_curves_have_the_fields_that_chapters_read(small, part, name):
         (row,) = found["rows"]
         assert (row["source"], row["target"]) == BLOCKS
         assert set(row["orders"]) == methods | {WRONG_TARGET}
+    assert confidences(found["rows"]) == {run.together(len(found["rows"]))}
     for row in found["rows"]:
         steps = row["seconds_per_picture"]
         assert set(steps) >= {"codes", "gig", "curves"} and all(t > 0 for t in steps.values())
+        for score in ("agreement", "probability") if part is classes else ():
+            of_curves(row[score])
+
+
+def of_curves(row):
+    """Differences, brackets and mean curves follow from the areas that stand beside them."""
+    open_ = {}
+    for order, of in row["orders"].items():
+        ways = of["deletion"], of["insertion"]
+        gain = ways[1]["mean"] - ways[0]["mean"]
+        assert of["difference"]["mean"] == pytest.approx(gain, abs=1e-6)
+        open_[order] = sum(way["bracket"] for way in ways)
+    for order, apart in row["gig_minus"].items():
+        assert apart["bracket"] == pytest.approx(open_["gig"] + open_[order])
+        lead = (row["orders"][name]["difference"]["mean"] for name in ("gig", order))
+        assert apart["mean"] == pytest.approx(next(lead) - next(lead), abs=1e-6)
+    assert row["minus_ours"]["bracket"] == pytest.approx(2 * open_["gig"])
+    last = row["orders"]["gig"]["curves"]["insertion"][-1]
+    assert last == pytest.approx(row["reconstruction"], abs=1e-6)
+
+
+def curves_of(by, open_):
+    """Curves (4, S) of two states, scores this much larger, areas within ± 4 of ``open_``."""
+    x = torch.tensor([0.0, 1.0]).double().expand(4, 2)
+    y = by * torch.rand(4, 2, generator=torch.Generator().manual_seed(0)).double()
+    parts = (Curve(x, way * y, torch.full((4,), way * open_)) for way in (1, 3))
+    return Curves(*parts)
+
+
+def test_a_difference_of_areas_is_known_within_the_brackets_of_both():
+    gig, other = curves_of(1, 0.01), curves_of(2, 0.1)
+    apart = run.summary({"gig": gig, "other": other}, 10)["gig_minus"]["other"]
+    assert apart["bracket"] == pytest.approx(0.04 + 0.4)
+    assert apart["confidence"] == pytest.approx(0.995)
+    assert apart["mean"] == pytest.approx(float((gig.gain() - other.gain()).mean()))
+
+
+def test_concepts_are_beside_the_blocks_first_within_the_brackets_of_both(monkeypatch):
+    first, mine = curves_of(1, 0.01), curves_of(2, 0.1)
+    scores = dict.fromkeys(("agreement", "probability"), mine[:, None])
+    made = SimpleNamespace(
+        curves={"gig": scores},
+        gaps={"gig": torch.zeros(1)},
+        importance={"gig": torch.eye(4)[:, None]},
+    )
+    stubs = {"decompose": None, "study": made, "seconds_per_picture": {}}
+    for name, value in stubs.items():
+        monkeypatch.setattr(classes, name, lambda *_, value=value: value)
+    asked = []
+
+    def likeness(pfvs, concepts, importance, labels, among=None):
+        asked.append((importance, among))
+        return torch.arange(4.0)
+
+    monkeypatch.setattr(classes, "likeness", likeness)
+    held_out = torch.tensor([True, False])
+    given = SimpleNamespace(
+        blocks=[*"abc"], network=None, profile=None,
+        pfvs=SimpleNamespace(held_out=lambda block: held_out),
+        evaluated=lambda most: (None, [0] * 4),
+    )  # fmt: skip
+    concepts = Concepts(torch.eye(2), torch.zeros(2), torch.arange(2), "b")
+    ours = {("b", score): first for score in scores} | {("b", "likeness"): torch.zeros(4)}
+    row = classes.row_of(given, concepts, ["gig"], ours)
+    assert confidences(row) == {run.together(3)}
+    for score in scores:
+        beside = row[score]["minus_ours"]
+        assert beside["bracket"] == pytest.approx(0.04 + 0.4)
+        assert beside["mean"] == pytest.approx(float((mine.gain() - first.gain()).mean()))
+        assert row[score]["reconstruction"] == pytest.approx(float(mine.insertion.y[:, 1].mean()))
+    assert row["likeness"]["minus_ours"]["mean"] == 1.5
+    ((importance, among),) = asked
+    assert torch.equal(importance, made.importance["gig"][:, 0]) and torch.equal(among, ~held_out)
+
+
+def test_a_pairs_curves_are_means_over_targets_and_all_pairs_are_read_together(kept, monkeypatch):
+    ends, y = torch.tensor([0.0, 1.0]).expand(3, 2, 2), torch.rand(3, 2, 2)
+    curves = Curves(*(Curve(ends, by * y, torch.zeros(3, 2)) for by in (1, 3)))
+    scores = {"projection": curves}
+    made = SimpleNamespace(curves={"gig": scores}, gaps={"gig": torch.zeros(1)})
+    asked = []
+    stubs = {"decompose": None, "present_targets": None, "study": made, "seconds_per_picture": {}}
+    for name, value in stubs.items():
+        monkeypatch.setattr(interlayer, name, lambda *_, value=value: value)
+    monkeypatch.setattr(interlayer, "summary", lambda *given: asked.append(given) or {})
+    concepts = Concepts(torch.eye(2), torch.zeros(2), torch.arange(2), lam=1.0)
+    interlayer.make(
+        SimpleNamespace(
+            profile=Profile(), chain=[*"abcd"], network=None, concepts=lambda block: concepts,
+            evaluated=lambda most: (torch.zeros(3), [0, 1, 2]),
+        )
+    )  # fmt: skip
+    assert [(row["source"], row["target"]) for row in kept["interlayer"]] == [
+        *itertools.pairwise("abcd")
+    ]
+    for of_orders, places in asked:
+        torch.testing.assert_close(of_orders["gig"].gain(), curves.gain().mean(dim=1))
+        assert places == 3
+
+
+def test_rivals_of_all_blocks_are_held_against_families_there(monkeypatch):
+    asked, blocks = [], tuple(PAPER["table_1"])
+    stubs = {"level": lambda: 8, "write_classes": lambda *_: None}
+    stubs["row_of"] = lambda *given: asked.append(given) or {}
+    for name, value in stubs.items():
+        monkeypatch.setattr(rivals, name, value)
+    families_of = lambda block: SimpleNamespace(at=lambda level: (block, level))  # noqa: E731
+    rivals.make(SimpleNamespace(blocks=blocks, concepts=families_of, affordable=lambda *_: False))
+    assert [given[1] for given in asked] == [(block, 8) for block in reversed(blocks)]
+    assert {given[-1] for given in asked} == {len(blocks)}
+    assert all(given[3] is asked[0][3] for given in asked), "one memory of what came first"
 
 
 def test_rivals_are_as_many_as_families(small, monkeypatch):
@@ -184,6 +321,20 @@ def test_evaluated_pictures_made_no_concept(small):
     kept = ~small.pfvs.held_out("layer4.2")
     concepts = small.concepts("layer4.2")
     assert len(concepts.labels) == len(small.kept("layer4.2")) == int(kept.sum()) < len(kept)
+    few, other = small.concepts("layer4.2", k=8), small.concepts("layer4.2", draw=1)
+    assert len(few.labels) == int(small.made_of("layer4.2", 8).sum()) < len(concepts.labels)
+    assert not torch.equal(other.labels, concepts.labels), "every draw has its own seed"
+    right = [(c, i) for c, of_class in small.right_by_class().items() for i in of_class]
+    assert sorted(i for _, i in right) == small.pfvs.right()
+    assert all(small.pictures.labels[i] == c for c, i in right)
+
+
+def test_what_is_affordable_is_so_at_the_bound(monkeypatch):
+    monkeypatch.setattr(run, "AFFORDABLE", {"kmeans": 800})
+    network = SimpleNamespace(channels=lambda block: 100, device=torch.device("cpu"))
+    here = run.Run(Profile(), network, None)
+    asked = [("kmeans", 8), ("kmeans", 9), ("nmf", 8000), ("nmf", 8001)]
+    assert [here.affordable("b", *each) for each in asked] == [True, False] * 2
 
 
 def test_one_choice_is_changed_at_a_time(small, monkeypatch):
@@ -231,6 +382,44 @@ def test_fewer_photographs_make_as_many_concepts(small, monkeypatch):
     assert torch.equal(ours.vectors, small.concepts("layer4.2").vectors)
 
 
+def test_areas_of_all_blocks_are_beside_the_books_within_both_brackets(kept, monkeypatch):
+    areas = {name: torch.arange(4.0) * n for n, name in enumerate((*early.AREAS, "kept"))}
+    given = {"k": 8}, areas, {"promised": torch.ones(4)}
+    monkeypatch.setattr(early, "_of_arm", lambda run, block, arm: given)
+    early.make(SimpleNamespace(evaluated=lambda most: (None, [0] * 4)))
+    rows = kept["early"]
+    assert len(rows) == len(early.ARMS) * len(early.BLOCKS)
+    assert confidences(rows) == {run.together(len(early.BLOCKS))}
+    for row in rows:
+        open_ = {name: row[name]["minus_book"].get("bracket") for name in areas}
+        twice = 2 * early.BRACKET
+        assert open_ == {
+            "insertion": twice,
+            "deletion": twice,
+            "difference": 2 * twice,
+            "kept": None,
+        }
+        assert row["insertion"]["mean"] == 0 and row["deletion"]["mean"] == 1.5
+
+
+def test_fewer_photographs_of_all_blocks_are_read_together(kept, monkeypatch):
+    stubs = {
+        "_photographs": lambda run, block, share: torch.arange(int(8 * share)),
+        "_made": lambda run, block, photographs: photographs,
+        "one_per_photograph": lambda run, block: (None, None), "wanted_nonzeros": lambda *_: 2,
+        "missed": lambda concepts, *_: (torch.arange(4.0) / len(concepts), torch.tensor(2)),
+    }  # fmt: skip
+    for name, value in stubs.items():
+        monkeypatch.setattr(fewer, name, value)
+    fewer.make(None)
+    rows = kept["fewer"]
+    assert [row["k"] for row in rows] == [8, 4, 2] * 2
+    assert [row["error"]["minus_all"]["mean"] for row in rows[:3]] == pytest.approx(
+        [0, 1.5 / 8, 1.5 * 3 / 8], abs=1e-6
+    )
+    assert confidences(rows) == {run.together(len(fewer.BLOCKS))}
+
+
 def test_extractors_are_compared_at_equal_non_zeros(small, monkeypatch):
     names = "bisecting", "random_pfvs", "sae_short", "kmeans"
     monkeypatch.setattr(extractors, "EXTRACTORS", {n: extractors.EXTRACTORS[n] for n in names})
@@ -241,6 +430,7 @@ def test_extractors_are_compared_at_equal_non_zeros(small, monkeypatch):
     extractors.make(small)
     found = written("concepts")
     at_level, whole = found["rows"]
+    assert confidences(found["rows"]) == {run.together(len(PAPER["table_1"]))}
     assert {row["block"] for row in found["rows"]} == {"layer4.2"}, "Table 1 has no layer3.5"
     assert (whole["at_level"], at_level["at_level"], at_level["k"]) == (False, True, 9)
     assert set(at_level["methods"]) == {*names} - {"kmeans"}, "k-means takes too long"
@@ -370,6 +560,43 @@ def test_families_are_counted_at_every_number_of_photographs(small, monkeypatch)
     assert judged
 
 
+def test_views_of_a_photograph_are_dealt_and_counted_as_one(monkeypatch):
+    """Three photographs of two views, two PFVs of each; each photograph is a class of its own."""
+    ids, photographs = torch.arange(12) // 2, torch.arange(6) // 2
+    x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    pfvs = SimpleNamespace(
+        picture_ids=lambda block: ids, photographs=photographs, vectors=lambda block: x,
+        classes=lambda: photographs,
+    )  # fmt: skip
+    given = SimpleNamespace(
+        pfvs=pfvs, profile=Profile(), kept=lambda block, k: x,
+        made_of=lambda block, k: torch.ones(12).bool(),
+        network=SimpleNamespace(device="cpu", bn_shift=lambda block: torch.zeros(4)),
+    )  # fmt: skip
+    asked, real = [], families.families.support
+
+    def agreement(x, beta, photographs, classes, levels):
+        asked.append((photographs, classes))
+        return torch.zeros(5, len(levels))
+
+    def support(labels, parents, photographs, excess, levels):
+        asked.append((photographs, asked[-1][1]))
+        return real(labels, parents, photographs, excess, levels)
+
+    def comes_back(x, beta, photographs, classes, k, fit, seed):
+        asked.append((photographs, classes))
+        return {"excess": torch.tensor(0.5)}
+
+    monkeypatch.setattr(families, "LEVELS", (2,))
+    monkeypatch.setattr(families.families, "agreement", agreement)
+    monkeypatch.setattr(families.families, "support", support)
+    monkeypatch.setattr(extractors, "comes_back", comes_back)
+    assert [families._support(given, "b", s)["photographs"] for s in (0.7, 1.0)] == [2, 3]
+    assert extractors._again(given, "b", "bisecting", 2) == [0.5] * extractors.SEEDS
+    assert [len(owners.unique()) for owners, _ in asked] == [2, 2, 3, 3, 3, 3, 3]
+    assert all(torch.equal(owners, of_class) for owners, of_class in asked)
+
+
 def test_controls_fall_apart_and_come_back(small, monkeypatch):
     monkeypatch.setattr(controls, "SHUFFLED_PICTURES", 2)
     monkeypatch.setattr(controls, "STAGES", ("fc", "layer4"))
@@ -391,6 +618,39 @@ def test_controls_fall_apart_and_come_back(small, monkeypatch):
     assert float(controls._nearest(concepts, concepts).min()) == pytest.approx(1, abs=1e-5)
 
 
+def test_orders_of_the_logit_and_of_the_probability_are_told_apart(monkeypatch):
+    number = {reading: float(n) for n, reading in enumerate(readings.READINGS.values())}
+    asked, one = [], curves_of(1, 0.01)
+
+    def attributed(d, block, classes, *, method, output, **options):
+        return torch.full((4, 1, 2), number[method, output])
+
+    def curved(d, block, classes, importance, tolerance):
+        asked.append(importance[0, :, 0, 0].tolist())
+        parts = (
+            Curve(*(torch.stack([of, by * of], 1)[:, :, None] for by, of in ((1, w.x), (3, w.y))),
+                  w.bracket[:, None, None].expand(4, 2, 1))
+            for w in (one.deletion, one.insertion)
+        )  # fmt: skip
+        return {"probability": Curves(*parts)}
+
+    d = SimpleNamespace(concepts={"b": [0, 1]})
+    stubs = {"attribute": attributed, "deletion_insertion": curved, "decompose": lambda *_: d}
+    stubs["class_fidelity"] = lambda d, block, labels, importance, subsets: importance[:, :, 0]
+    for name, value in stubs.items():
+        monkeypatch.setattr(readings, name, value)
+    given = SimpleNamespace(
+        profile=Profile(), chain=[*"abc"], network=None, concepts=lambda block: None,
+        evaluated=lambda most: (None, [0, 1, 2, 3]),
+    )  # fmt: skip
+    row = readings._row(given, "b")
+    assert asked == [[0.0, 1.0]] and confidences(row) == {run.together(3)}
+    assert [of["mean"] for of in row["fidelity"].values()] == [0, 1, 2, 3, 4]
+    apart = row["order, logit less probability"]
+    assert apart["mean"] == pytest.approx(float((one.gain() - 3 * one.gain()).mean()))
+    assert apart["bracket"] == pytest.approx(2 * 0.04)
+
+
 def test_readings_have_the_fields_that_chapter_5_reads(small, monkeypatch):
     monkeypatch.setattr(readings, "PICTURES", 2)
     monkeypatch.setattr(readings, "SUBSETS", 60)
@@ -398,9 +658,33 @@ def test_readings_have_the_fields_that_chapter_5_reads(small, monkeypatch):
     found = written("readings")
     assert fields(found) == fields(artifacts.recorded("readings"))
     assert [row["block"] for row in found["rows"]] == list(BLOCKS)
+    assert confidences(found["rows"]) == {run.together(len(BLOCKS))}
     last = found["rows"][-1]["fidelity"]
     # Almost linear behind the last block; but a set of so few concepts may hold none in use.
     assert last["gig"]["high"] > 0.9 and last["gig"]["mean"] > last["random"]["mean"] + 0.3
+
+
+def test_pairs_of_classes_that_are_alike_by_photographs_that_made_no_concept(monkeypatch):
+    monkeypatch.setattr(shared, "PAIRS", 1)
+    rows = torch.tensor([[1.0, 0], [20, 2], [0, 1], [1, 0], [-1, 0]])
+    pictures = type("Rows", (), {"__getitem__": lambda self, rows: rows})()
+    given = SimpleNamespace(
+        left_out=[*range(1, 9)], network=SimpleNamespace(class_vectors=rows), pictures=pictures,
+        right_by_class=lambda: {0: [0, 1, 2], 1: [3, 4], 2: [5, 6], 3: [7], 4: [8, 9]},
+    )  # fmt: skip
+    assert [*shared._pairs(given)] == [([1, 2, 3, 4], [0, 0, 1, 1])]
+
+
+def test_what_is_shared_counts_by_the_class_that_loses_less(kept, monkeypatch):
+    lost = {"shared": torch.tensor([1.0, 3.0]), "any in use": torch.tensor([2.0, 0.0])}
+    monkeypatch.setattr(shared, "_pairs", lambda run: [(None, [0]), (None, [1]), (None, [2])])
+    taken = ({name: by * of for name, of in lost.items()} for by in [1, 2, 3] * 2)
+    monkeypatch.setattr(shared, "_taken_out", lambda *_: next(taken))
+    shared.make(SimpleNamespace(chain=[*"ab"], concepts=lambda block: None))
+    rows = kept["shared"]
+    assert rows[0]["shared_minus"]["any in use"]["each"] == [1, 2, 3]
+    assert rows[0]["lost"]["shared"]["second"]["mean"] == 6
+    assert confidences(rows) == {run.together(2)}
 
 
 def test_a_concept_taken_out_costs_what_a_forward_pass_without_it_says(small, monkeypatch):
@@ -433,9 +717,11 @@ def test_edges_of_a_linear_network_forecast_every_loss():
     unit = torch.nn.functional.normalize(later, dim=1)
     sources, targets = torch.tensor([0, 2]), torch.tensor([1, 0])
     found = [*edges.losses(d, "a", "b", sources, targets)]
-    for q, (summed, _) in zip(sources.tolist(), found, strict=True):
-        lost = U[0, :, q, None] * (V.vectors[q] @ d.network.A.T)
-        torch.testing.assert_close(summed, (lost @ unit[targets].T).sum(dim=0))
+    before = (d.reconstruction("a") + d.residual("a"))[0] @ d.network.A.T @ unit[targets].T
+    for q, (summed, largest) in zip(sources.tolist(), found, strict=True):
+        lost = U[0, :, q, None] * (V.vectors[q] @ d.network.A.T) @ unit[targets].T
+        torch.testing.assert_close(summed, lost.sum(dim=0))
+        torch.testing.assert_close(largest, before.amax(dim=0) - (before - lost).amax(dim=0))
     scores = edges.of_picture(d.at("a"), 0, gap=0.01)
     for name in edges.FORECASTS:
         assert scores["ranks"][name] == pytest.approx(1)
@@ -455,6 +741,73 @@ def test_edges_of_other_photographs_are_held_against_what_this_one_loses(monkeyp
     for name, right in ((transfer.OWN, 1), (transfer.SAME, 1), (transfer.OTHER, 0)):
         assert scores["ranks"][name] == pytest.approx(2 * right - 1)
         assert scores["signs"][name] == right
+
+
+def test_edges_are_between_what_the_others_of_a_class_use(monkeypatch):
+    """Their sources, and of later concepts those whose vectors bring most."""
+    monkeypatch.setattr(transfer, "TARGETS", 1)
+    first, others = (U * torch.tensor(on) for on in ([1.0, 0, 0, 0], [0, 1.0, 1, 0]))
+    long, short = torch.tensor([[9.0, 3.0]]).double(), torch.tensor([[0.5, 1.0]]).double()
+    own = linear(first, V, torch.cat([long, short]))
+    same = linear(others, V, torch.cat([short, long]))
+    asked = []
+
+    def losses(d, a, b, sources, targets):
+        asked.append((d, sorted(sources.tolist()), targets.tolist()))
+        return [(torch.tensor([float(q)]), torch.zeros(1)) for q in sources]
+
+    monkeypatch.setattr(transfer, "losses", losses)
+    monkeypatch.setattr(transfer, "ranks", lambda forecast, measured: 0.0)
+    transfer._of_photograph(own, same, same, "a", "b", seed=0)
+    assert asked == [(own, [1, 2], [1])]
+
+
+def test_edges_of_several_photographs_are_their_mean(monkeypatch):
+    monkeypatch.setattr(transfer, "TARGETS", 2)
+    later = torch.tensor([[2.0, 1.0], [-1.0, 3.0]]).double()
+    own, two = linear(U, V, later), linear(torch.cat([-U, 3 * U]), V, later)
+    scores = transfer._of_photograph(own, two, own, "a", "b", seed=0)
+    assert scores["ranks"][transfer.SAME] == pytest.approx(1), "−1 and 3 times as much is 1 time"
+    # What changes nothing has no sign: concept 0 brings nothing to a target at right angles.
+    some = transfer._signs(torch.tensor([1.0, -1, 5]), torch.tensor([2.0, -3, 0]))
+    assert some == 1
+
+
+def test_what_helps_opposes_and_is_patched_by_brute_force():
+    """Two ends that speak for the class; one source's effect along one target alone."""
+    a, b = sides = {"layer3.0": 4, "layer4.0": 2}
+    d, label, gap = random_decomposition(random_network("basic"), sides, 1), 3, 0.2
+    found = edges.of_picture(d, label, gap)
+    there = d.concepts[b]
+    mass = d.codes[b][0].abs().sum(dim=0) * there.vectors.norm(dim=1)
+    targets, sources = mass.topk(edges.TARGETS).indices, torch.arange(12)
+    brought = attribute(d, a, (b, targets), tolerance=gap, rest=True)[0, :, :-1]
+    helps = [attribute(d, block, label, tolerance=gap, rest=True)[0, 0] for block in (a, b)]
+    lost = torch.stack([summed for summed, _ in edges.losses(d, a, b, sources, targets)], dim=1)
+    counts = {"edges": 0, "oppose": 0, "truly": 0}
+    for t, q in itertools.product(range(len(targets)), d.codes[a][0].any(dim=0).nonzero()[:, 0]):
+        if helps[0][q] > 0 and helps[1][targets[t]] > 0:
+            counts["edges"] += 1
+            counts["oppose"] += bool(brought[t, q] < 0)
+            counts["truly"] += bool(brought[t, q] < 0 and lost[t, q] < 0)
+    assert found["helpful"] == counts and counts["edges"] > counts["oppose"] > 0
+
+    n, m = edges.PATCHED
+    given = torch.randn(m, n), [torch.rand(n), torch.rand(m)]
+    patched = edges.patched(d, label, sources[:n], targets[:m], *given)
+    segment, above = d.network.segment(a, b), d.network.segment(b)
+    x, unit = d._maps[a], torch.nn.functional.normalize(there.vectors[targets[:m]], dim=1)
+    before, measured = segment(x), torch.zeros(m, n)
+    for t, q in itertools.product(range(m), range(n)):
+        after = segment(x - d.codes[a][:, :, q, None] * d.concepts[a].vectors[q])
+        along = (before - after) @ unit[t]
+        measured[t, q] = (above(before) - above(before - along[..., None] * unit[t]))[0, label]
+    whole = ((before[0] - there.beta) @ unit.T).sum(dim=0)
+    forecast = given[0] / whole[:, None] * given[1][1][:, None]
+    assert patched["GIG"] == pytest.approx(edges.ranks(forecast, measured), abs=1e-3)
+    blind = given[1][0].expand(m, -1)
+    found = patched["the source's relevance"]
+    assert found == pytest.approx(edges.ranks(blind, measured), abs=1e-3)
 
 
 def test_edges_are_chosen_on_photographs_that_made_concepts_and_tested_on_one_that_did_not():
@@ -489,11 +842,82 @@ def test_the_files_of_edges_and_circuits(small, monkeypatch):
     assert fields(row) == fields(recorded("transfer")["rows"][0])
     edges.make(small)
     rows = written("edges")["rows"]
+    assert confidences(rows) == {run.together(len(BLOCKS))}
     places = [(BLOCKS[0], BLOCKS[1]), (BLOCKS[0], "class"), (BLOCKS[1], "class")]
     assert [(row["source"], row["target"]) for row in rows] == places * 2
     for row, before in zip(rows[:3], (recorded("edges")["rows"][0], None, None), strict=True):
         assert before is None or fields(row) == fields(before)
         assert all(-1 <= of["mean"] <= 1 for n, of in row["ranks"].items() if n != "gig_minus")
+
+
+def test_a_classs_edges_are_those_of_its_others_and_of_the_next_one(kept, monkeypatch):
+    """Of three photographs and two pairs of blocks, which are read together."""
+    supported = [{"block": block, "levels": [], "supported": 4} for block in "abc"]
+    monkeypatch.setattr(transfer.artifacts, "recorded", lambda name: {"rows": supported})
+    tested = [(0, [1, 2]), (3, [4, 5]), (6, [7, 8])]
+    monkeypatch.setattr(transfer, "_photographs", lambda run: tested)
+    monkeypatch.setattr(transfer, "decompose", lambda network, pictures, concepts: pictures)
+    asked = []
+
+    def of_photograph(own, same, other, a, b, seed):
+        asked.append((own, same, other))
+        names = transfer.OWN, transfer.SAME, transfer.OTHER
+        scores = {name: 0.1 * n + 0.01 * seed**2 for n, name in enumerate(names)}
+        return {"ranks": scores, "signs": scores}
+
+    monkeypatch.setattr(transfer, "_of_photograph", of_photograph)
+    pictures = type("Rows", (), {"__getitem__": lambda self, rows: tuple(rows)})()
+    concepts = SimpleNamespace(at=lambda level: level)
+    transfer.make(
+        SimpleNamespace(
+            chain=[*"abc"], network=None, pictures=pictures, concepts=lambda block: concepts
+        )
+    )
+    assert asked == [((0,), (1, 2), (4, 5)), ((3,), (4, 5), (7, 8)), ((6,), (7, 8), (1, 2))] * 2
+    assert confidences(kept["transfer"]) == {run.together(2)}
+    apart = kept["transfer"][0]["ranks"]["class_minus"][transfer.OWN]["mean"]
+    assert apart == pytest.approx(0.1, abs=1e-6)
+
+
+def test_circuits_of_all_sizes_are_read_together(kept, monkeypatch):
+    def of_picture(d, label, gap, seed):
+        scores = {"relevance": 0.5 + 0.1 * seed, "edges": 0.2 + 0.1 * seed}
+        return {"faithful": {name: {2: value, 8: value} for name, value in scores.items()}}
+
+    stubs = {"level": lambda: 8, "decompose": lambda *_: None, "of_picture": of_picture}
+    for name, value in stubs.items():
+        monkeypatch.setattr(circuits, name, value)
+    circuits.make(
+        SimpleNamespace(
+            chain=[*"ab"], network=None, concepts=lambda block, k: None,
+            evaluated=lambda most: (torch.zeros(3, 1), [0, 1, 2]),
+        )
+    )  # fmt: skip
+    rows = kept["circuits"]
+    assert [row["kept"] for row in rows] == [2, 8]
+    assert rows[0]["score"]["edges"]["mean"] == pytest.approx(0.3)
+    assert rows[0]["minus"]["edges"]["mean"] == pytest.approx(0.3)
+    assert confidences(rows) == {run.together(len(circuits.SIZES))}
+
+
+def test_edges_alone_hand_relevance_down_by_their_shares(monkeypatch):
+    """By hand, on a linear network: each kept concept's relevance, times what made it."""
+    monkeypatch.setattr(circuits, "SIZES", (1, 2))
+    later = torch.tensor([[2.0, 1.0], [-1.0, 3.0], [0.5, 0.25]]).double()
+    d = linear(U, V, later)
+    end = torch.tensor([[3.0, 2.0, 1.0]]).double()
+
+    def attributed(d, block, target, **options):
+        if block == "b":
+            return torch.cat([end, end[:, :1]], dim=1)[None] if options.get("rest") else end[None]
+        return attribute(d, block, target, **options)
+
+    monkeypatch.setattr(circuits, "attribute", attributed)
+    found = circuits.orders(d, 0, 0.01, seed=0)["edges"]
+    shares = attribute(d, "a", ("b", [0, 1]), rest=True)[0]
+    shares = shares / shares.sum(dim=1, keepdim=True)
+    by_hand = 3 * shares[0, :-1] + 2 * shares[1, :-1]
+    assert found["b"] == [0, 1, 2] and found["a"] == by_hand.argsort(descending=True).tolist()
 
 
 def test_a_circuit_of_all_is_the_network_and_of_none_nothing(monkeypatch):
@@ -538,10 +962,43 @@ def test_graphs_know_what_their_concepts_are_made_of(small, monkeypatch):
     assert against <= graph.graph["opposing"] < graph.graph["edges"]
 
 
+def test_what_a_path_costs_beside_the_other_arms_by_hand(kept, monkeypatch):
+    """A concept of the last block costs 100 more than its number, one of the first its number."""
+
+    class Costs:
+        def logits(self, removed):
+            cost = sum((100 if block == "b" else 0) + q for block, q in removed.items())
+            return torch.tensor([[-float(cost), 0.0]])
+
+    draws = itertools.cycle([5, 6, 10])
+    stubs = {
+        "decompose": lambda *_: Costs(),
+        "strongest_path": lambda d, label, tolerance: {"b": 10 * label, "a": 1 + label},
+        "control_path": lambda d, path, generator: path | {"a": next(draws)},
+        "attribute": lambda d, block, label, tolerance: torch.eye(9)[8][None, None],
+    }  # fmt: skip
+    for name, value in stubs.items():
+        monkeypatch.setattr(paths, name, value)
+    paths.make(
+        SimpleNamespace(
+            profile=Profile(), chain=[*"ab"], network=None, concepts=lambda block: None,
+            evaluated=lambda most: (torch.zeros(4, 1), [0, 0, 0, 1]),
+        )
+    )  # fmt: skip
+    (row,) = kept["paths"]
+    each = {name: arm["each"][0] for name, arm in row["lost"].items()}
+    assert each == {
+        "path": 101, "last concept alone": 100, "another class's path": 102, "no edges": 108,
+        "control path": 107,
+    }  # fmt: skip
+    assert row["path_minus"]["no edges"]["each"][0] == 101 - 108
+
+
 def test_paths_have_the_fields_that_chapter_7_reads(small):
     paths.make(small)
     (row,), recorded = written("paths")["rows"], artifacts.recorded("paths")
     assert fields(row) == fields(recorded["rows"][0]) and row["blocks"] == list(BLOCKS)
+    assert confidences([row]) == {run.together(len(row["lost"]) - 1)}
     lost = {name: arm["mean"] for name, arm in row["lost"].items()}
     for name, apart in row["path_minus"].items():
         assert apart["mean"] == pytest.approx(lost["path"] - lost[name], abs=1e-4)
@@ -553,8 +1010,13 @@ def test_a_shortcut_is_taken_out_and_each_photograph_is_written_down(small, monk
     shortcut.make(small)
     found, recorded = written("shortcut"), artifacts.recorded("shortcut")
     assert [row["block"] for row in found["rows"]] == [*BLOCKS]
+    assert confidences(found["rows"]) == {run.together(len(BLOCKS))}
+    assert not {*shortcut.parts(small)[0]} & {*shortcut.parts(small)[1]}
     for row in found["rows"]:
         assert fields(row) == fields(recorded["rows"][0])
+        random_ones = [row["outcomes"][f"random {seed}, 3"]["right"]["mean"] for seed in range(3)]
+        lead = row["outcomes"]["suspects, 3"]["right"]["mean"] - sum(random_ones) / 3
+        assert row["minus"]["random"]["mean"] == pytest.approx(lead)
         for of in row["outcomes"].values():
             for part in of.values():
                 each = [int(value) for value in part["each"]]
@@ -582,6 +1044,14 @@ def test_what_is_learnt_of_one_watermark_meets_others_and_an_saes_units(small, m
     watermarks.make(small)
     found = {name: written(name) for name in ("watermarks", "latents", "other_shortcut")}
     learnt, other = found["watermarks"]["rows"]
+    assert confidences([learnt, other]) == {run.together(len(marks)), run.together(5)}
+    for row in (learnt, other):
+        right = {name: of["right"]["mean"] for name, of in row["outcomes"].items()}
+        lead = right["suspects, 3"] - right["a direction from pairs"]
+        assert row["minus"]["pairs"]["mean"] == pytest.approx(lead)
+        for of in itertools.chain.from_iterable(part.values() for part in row["classes"].values()):
+            less = of["before"]["mean"] - of["after"]["mean"]
+            assert of["before_minus_after"]["mean"] == pytest.approx(less, abs=1e-5)
     assert fields(learnt) == fields(other) == fields(artifacts.recorded("watermarks")["rows"][0])
     # By the network itself: what is right, and what a watermark adds to a class.
     held = shortcut.parts(small)[1][:: watermarks.EVERY]
@@ -612,6 +1082,7 @@ def test_a_planted_shortcut_and_a_twin_without_are_asked_alike(small, monkeypatc
     planted.make(small)
     found, recorded = written("planted")["rows"], artifacts.recorded("planted")
     assert [row["planted"] for row in found] == [True] * 3 + [False] * 3
+    assert confidences(found) == {run.together(3)}
     for row in found:
         assert fields(row) == fields(recorded["rows"][0]) and len(row["suspects"]) == 2
         for of in row["outcomes"].values():
@@ -633,23 +1104,63 @@ def test_a_planted_shortcut_and_a_twin_without_are_asked_alike(small, monkeypatc
     assert min(became[True]) > 5 * max(became[False]), "it was planted, and its twin has none"
 
 
+def test_what_is_planted_is_judged_by_means_over_seeds_of_all_networks():
+    names = ("nothing", "activation, 3", "random, 3", "suspects, 3")
+    digits = torch.tensor([1.0, 1, 0, 0])
+    seeds = [
+        {
+            "outcomes": {
+                name: {"right": digits.roll(n * seed), "clean": torch.ones(4), "became": digits}
+                for n, name in enumerate(names)
+            },
+            "suspect": {}, "mass": torch.tensor([0.0, 0.25, 0.5, 1.0]) * seed,
+        }
+        for seed in (0, 2)
+    ]  # fmt: skip
+    row = planted._summed(seeds)
+    assert confidences(row) == {run.together(3 * len(planted.KINDS))}
+    assert row["mass"]["mean"] == 0.4375
+    area = (planted.SIDE / planted.WIDTH) ** 2
+    assert row["mass_minus_area"]["mean"] == pytest.approx(0.4375 - area)
+    assert row["outcomes"]["suspects, 3"]["right"]["each"] == ["1100", "0011"]
+    assert row["minus"]["nine tenths of the clean"]["mean"] == pytest.approx(0.5 - 0.9)
+    assert row["minus"]["nothing"]["mean"] == pytest.approx(0.5 - 0.5)
+
+
 def test_uniform_draws_differ_from_those_by_contribution(small, monkeypatch):
     sampling.make(small)
     found = written("sampling")
     assert fields(found) == fields(artifacts.recorded("sampling"))
     assert [row["block"] for row in found["rows"]] == list(BLOCKS)
-    drawn = sampling._uniform(small.network, small.pictures, ["layer4.2"], 8, 2, 0)["layer4.2"]
+    assert confidences(found["rows"]) == {run.together(len(BLOCKS))}
+    for row in found["rows"]:
+        for of in (part for part in row.values() if isinstance(part, dict)):
+            less = of["uniform"]["mean"] - of["ours"]["mean"]
+            assert of["minus_ours"]["mean"] == pytest.approx(less, abs=1e-5)
+    given = small.network, small.pictures, ["layer4.2"], 8, 2
+    drawn, others = (sampling._uniform(*given, seed)["layer4.2"] for seed in (0, 1))
+    assert not torch.equal(drawn, others)
     with torch.no_grad():
         x = small.network.preactivations(small.pictures[0][None], ["layer4.2"])["layer4.2"]
     # Eight different positions of the first picture's own map.
     distance = torch.cdist(drawn[0].double(), x[0].flatten(1).T.double())
     assert len({*distance.argmin(dim=1).tolist()}) == 8
     assert distance.amin(dim=1).max() < 1e-2 * drawn[0].norm(dim=1).min()
-    # Equal concepts of either kind would serve a class alike.
-    monkeypatch.setattr(sampling, "extract", lambda x, beta, k, *_, block: small.concepts(block))
+    # Equal concepts of either kind would serve a class alike; none is made of what is held out.
+    made = 8 * (len(small.pictures) - len(small.left_out))
+
+    def extract(x, beta, k, *_, block):
+        assert len(x) == made
+        return small.concepts(block)
+
+    monkeypatch.setattr(sampling, "extract", extract)
     monkeypatch.setattr(sampling, "tune", lambda concepts, x, seed: concepts)
     row = sampling._row(small, "layer4.2", drawn)
     assert row["gain"]["minus_ours"]["mean"] == 0
+    both = [curves_of(1, 0.01), curves_of(2, 0.1)]
+    monkeypatch.setattr(sampling, "_curves", lambda run, concepts, orders: both[len(orders) > 1])
+    beside = sampling._row(small, "layer4.2", drawn)["gain"]["minus_ours"]
+    assert beside["bracket"] == pytest.approx(0.04 + 0.4)
 
 
 def test_shuffling_permutes_one_part_alone(network):

@@ -8,14 +8,16 @@ from importlib.util import find_spec
 import pytest
 import torch
 from scipy.optimize import nnls
+from torch import nn
 from torch.nn import functional as F
 
 from gig_helpers import EXTRACTORS
 from gig_helpers.codes import relative_l2
 from gig_helpers.concepts import extract, load, save, tune
 from gig_helpers.extractors import overcomplete
-from gig_helpers.extractors.dictionary import dictionary_learning
-from gig_helpers.extractors.sae import PATIENCE, sparse_autoencoder, unused
+from gig_helpers.extractors import sae as sae_module
+from gig_helpers.extractors.dictionary import _update, dictionary_learning
+from gig_helpers.extractors.sae import PATIENCE, sparse_autoencoder, train, unused
 from gig_helpers.extractors.simple import kmeans, random_pfvs
 
 
@@ -96,11 +98,13 @@ def test_the_papers_own_comes_first():
 
 def test_random_concepts_are_pfvs():
     x, beta = pfvs()
-    vectors = random_pfvs(x, beta, 20, 0).vectors
+    concepts = random_pfvs(x, beta, 20, 0)
+    vectors = concepts.vectors
     # In double precision: cdist in single loses three digits to cancellation.
     distance = torch.cdist((vectors + beta).double(), x.double())
     assert distance.amin(1).max() < 1e-5
     assert len(distance.argmin(1).unique()) == 20
+    assert concepts.labels[distance.argmin(1)].tolist() == [*range(20)], "each is nearest to itself"
 
 
 def test_kmeans_sorts_by_direction_whatever_the_length():
@@ -113,6 +117,10 @@ def test_kmeans_sorts_by_direction_whatever_the_length():
         # Two clusters of four directions; the vectors' squares would cut off the longest ones.
         of_direction = concepts.labels.reshape(25, 4)
         assert (of_direction == of_direction[0]).all() and len(of_direction[0].unique()) == 2
+    x = lengths[:, None] * directions + beta
+    raw = kmeans(x, beta, 2, average="raw")
+    for label in range(2):
+        torch.testing.assert_close(raw.vectors[label], (x - beta)[raw.labels == label].mean(dim=0))
 
 
 def error(concepts, x, nonzeros=3):
@@ -141,6 +149,34 @@ def test_dictionary_learning_finds_what_was_planted(seed):
     )
     # 18 degrees: of sixteen random directions the next is 50 away.
     assert (learnt > 0.95).sum() >= 13 and (clusters > 0.95).sum() <= 6
+
+
+def test_one_pass_over_the_atoms_by_hand():
+    """Each in turn fits what the others leave; one that would be longer than 1 is shortened."""
+    for x, expected in (([0.5, 0.0], [0.5, 0.0]), ([3.0, 0.0], [1.0, 0.0])):
+        vectors = torch.tensor([[1.0, 0.0]])
+        _update(vectors, torch.ones(1, 1).to_sparse(), torch.tensor([x]))
+        assert vectors.tolist() == [expected]
+    vectors = torch.eye(2)
+    _update(vectors, torch.ones(1, 2).to_sparse(), torch.tensor([[0.5, 0.5]]))
+    assert vectors.tolist() == [[0.5, -0.5], [0.0, 1.0]], "nothing is left for the second"
+
+
+def test_matching_pursuit_by_hand():
+    vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    lengths = torch.tensor([[2.0], [1.0]])
+    pursuit = overcomplete.MatchingPursuit(
+        lengths * vectors, torch.ones(2), torch.zeros(1), steps=3
+    )
+    codes = pursuit.encode(torch.tensor([[2.0, 2.0], [5.0, 1.0]]))
+    # (1, 1) is 1.4 of the second and 0.16 of the first's direction; a third step finds nothing.
+    torch.testing.assert_close(codes, torch.tensor([[0.08, 1.4], [1.28, 2.4]]))
+
+
+def test_codes_of_nmf_are_of_what_a_relu_leaves():
+    nmf = overcomplete.NonNegative(torch.eye(2), torch.zeros(2), torch.zeros(1))
+    codes = nmf.encode(torch.tensor([3.0, -4.0]))
+    torch.testing.assert_close(codes, torch.tensor([3.0, 0.0]), atol=1e-3, rtol=0)
 
 
 def test_learnt_atoms_are_of_unit_length_at_most_whatever_the_unit():
@@ -191,6 +227,56 @@ def test_sae_loss_is_equation_11():
     penalty = (codes * sae.vectors.norm(dim=1) / scale).sum(1)
     expected = (error.square().sum(1) + 5.0 * penalty).tolist()
     assert sum(sae.losses[0] == pytest.approx(each, rel=1e-4) for each in expected) == 1
+    torch.testing.assert_close(sae.vectors.norm(dim=1) / scale, torch.full((8,), 0.1))
+
+
+def test_sae_is_trained_as_is_said(monkeypatch):
+    """The penalty grows over the first twentieth of the steps; gradients are clipped to 1."""
+    seen, norms, real = [], [], nn.utils.clip_grad_norm_
+
+    def off(target, share):
+        if torch.is_grad_enabled():
+            seen.append(share)
+        return 1e3 * (target - offset).square().mean()
+
+    def clipped(parameters, most):
+        real(parameters, most)
+        norms.append(float(offset.grad.norm()))
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", clipped)
+    offset, x = torch.full((1,), 9.0, requires_grad=True), torch.zeros(2840, 1)  # ten batches
+    losses = train([offset], off, x, torch.Generator(), epochs=20, learning_rate=1e-9)
+    assert len(losses) == 20 and seen[:11] == pytest.approx([*(n / 10 for n in range(1, 11)), 1])
+    assert norms == pytest.approx([1.0] * 200) and seen[10:] == [1.0] * 190
+    shares = []
+
+    def watched(parameters, loss, x, generator, **options):
+        shares.extend(loss(x, share).item() for share in (0.0, 0.5, 1.0))
+        return train(parameters, loss, x, generator, **options)
+
+    monkeypatch.setattr(sae_module, "train", watched)
+    sparse_autoencoder(*pfvs(n=20), 8, epochs=1)
+    assert shares[0] < shares[1] == pytest.approx((shares[0] + shares[2]) / 2)
+
+
+def test_the_loss_that_is_kept_is_of_pfvs_held_out():
+    offset = torch.zeros(1, requires_grad=True)
+    seen = {True: [], False: []}
+
+    def off(target, share):
+        seen[torch.is_grad_enabled()].append(target)
+        return (target - offset).square().mean()
+
+    x = torch.arange(50.0)[:, None]
+    train([offset], off, x, torch.Generator(), epochs=2)
+    trained, held = (torch.cat(seen[mode]).unique() for mode in (True, False))
+    assert len(held) == 5 and len(trained) == 45 and not torch.isin(held, trained).any()
+
+
+def test_learning_is_flat_where_ten_epochs_bring_less_than_a_hundredth():
+    falls = [1.0 - 0.02 * n for n in range(5)]
+    assert not sae_module._flat([*falls, *[0.91] * PATIENCE]) and not sae_module._flat(falls)
+    assert sae_module._flat([*falls, *[0.915] * PATIENCE])
 
 
 @pytest.mark.parametrize("offset", [5, 10, 24])

@@ -210,6 +210,25 @@ def test_support_by_hand():
     assert not table["supported"].any(), "two photographs are too few"
 
 
+@pytest.mark.parametrize(
+    ("photographs", "splits", "holds"),
+    [
+        ([5, 5], [], True), ([4, 5, 5], [], True), ([4, 4, 80], [], False),
+        ([1, *[5] * 9], [], True), ([1, 1, *[5] * 8], [], False),
+        ([9, *[10] * 9], [], True), ([10] * 10, [], False), ([10] * 10, [0.06, 0.06], True),
+        ([10] * 10, [0.05, 0.05], False), ([10] * 10, [0.0, 0.2], False),
+        ([9, 91], [0.2, 0.2], False),
+    ],
+)  # fmt: skip
+def test_what_supports_a_level(photographs, splits, holds):
+    """Five of the median family, ten from 100 on and an interval above 0.05; a tenth alone."""
+    labels = torch.arange(len(photographs)).repeat_interleave(torch.tensor(photographs))
+    parents, level = torch.zeros(len(photographs)).long(), len(photographs)
+    excess = torch.tensor(splits, dtype=torch.double)[:, None]
+    table = support(labels, parents, torch.arange(len(labels)), excess, levels=(level,))
+    assert bool(table["supported"].item()) is holds
+
+
 def test_the_largest_supported_level_is_taken():
     x, owner, classes = planted(kinds=8, photographs=240)
     concepts = extract(x, torch.zeros(32), 400)

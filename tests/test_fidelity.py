@@ -1,7 +1,10 @@
 """report/fidelity.py: what is linear adds up, noise does not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from conftest import random_decomposition, tiny_network
 from linear import GAMMA, U, V, concepts_of, linear
 from scipy import stats
 
@@ -46,6 +49,32 @@ def test_it_is_spearmans_correlation_of_sums_and_losses(parts):
         sums, losses = ([float(v[s].sum()) for s in sets] for v in (noise[n, 0], brings[n]))
         wanted = stats.spearmanr(sums, losses).statistic
         assert correlation[n, 0] == pytest.approx(wanted)
+
+
+def test_sets_are_taken_out_of_the_reconstruction_each_picture_for_its_class():
+    network = tiny_network()
+    block = network.blocks[-1]
+    d = random_decomposition(network, {block: network.map_size(block)[0]}, 2)
+    here, importance = d.concepts[block], torch.randn(2, 1, 12)
+    found = class_fidelity(d, block, [1, 3], importance, subsets=30, fraction=0.25, seed=3)
+    generator = torch.Generator().manual_seed(3)
+    sets = [torch.randperm(12, generator=generator)[:3] for _ in range(30)]
+    for n, label in enumerate((1, 3)):
+        left = [
+            d[[n]].codes[block].index_fill(2, some, 0.0) @ here.vectors + here.beta for some in sets
+        ]
+        losses = [-float(network.segment(block)(x)[0, label]) for x in left]
+        sums = [float(importance[n, 0, some].sum()) for some in sets]
+        wanted = stats.spearmanr(sums, losses).statistic
+        assert float(found[n, 0]) == pytest.approx(wanted, abs=0.02), "but for ties by rounding"
+
+
+def test_families_are_taken_out_whole(parts):
+    d = parts[0]
+    tree = replace(d.concepts["a"], parents=torch.arange(30) // 3, level=10)
+    families = replace(d, concepts={"a": tree})
+    found = class_fidelity(families, "a", [0, 0], attribute(families, "a", 0), subsets=50)
+    torch.testing.assert_close(found, torch.ones(2, 1).double(), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,68 @@ def test_files_keep_everything(pair, tmp_path, monkeypatch):
         assert read.edges[source, target]["raw"] == pytest.approx(data["raw"])
     node = next(n for n, d in pair.nodes(data=True) if d["kind"] == "concept")
     assert json.loads(read.nodes[node]["relevance"]) == pair.nodes[node]["relevance"]
+    for name in ("blocks", "classes", "labels", "held"):
+        assert json.loads(read.graph[name]) == pair.graph[name]
+
+
+def by_hand():
+    """Two classes, one block; concepts 1 and 2 of the first, 3 shared, 4 of the second."""
+    graph = nx.DiGraph(blocks=["b"], classes=[12, 13])
+    for q, group in enumerate(["12", "12", "shared", "13"], start=1):
+        about = {"kind": "concept", "block": "b", "concept": q, "group": group}
+        graph.add_node(f"b/{q}", **about, relevance=[1.0, 2.0], name="", photographs=q)
+    for label in (12, 13):
+        graph.add_node(f"class/{label}", kind="class", block="class", name=f"class {label}")
+    ways = {(1, 12): 1.0, (2, 12): -4.0, (3, 12): 0.0, (3, 13): -2.0, (4, 13): 0.5}
+    for (q, label), raw in ways.items():
+        graph.add_edge(f"b/{q}", f"class/{label}", raw=raw, weight=abs(raw) / 4)
+    return graph
+
+
+def test_groups_stand_side_by_side_with_what_is_shared_between_them():
+    places, frame = graph_figures.layout(by_hand())
+    assert {node: (round(x, 6), y) for node, (x, y) in places.items()} == {
+        "b/1": (0, 0), "b/2": (1, 0), "class/12": (0.5, 1), "b/3": (2.35, 0),
+        "b/4": (3.7, 0), "class/13": (3.7, 1),
+    }  # fmt: skip
+    assert frame == (2.35, 2.35)
+
+
+def test_edges_are_drawn_from_the_threshold_on_by_their_sign():
+    graph = by_hand()
+    graph.add_edge("b/1", "b/4", raw=1.0, weight=0.25)
+    graph.add_edge("b/2", "b/4", raw=-0.8, weight=0.2)
+    to_classes = [("b/4", "class/13", 0.125), ("b/1", "class/12", 0.25)]
+    against = [("b/3", "class/13", 0.5), ("b/2", "class/12", 1.0)]
+    assert graph_figures.edges(graph, 0.25) == ([*to_classes, ("b/1", "b/4", 0.25)], against)
+    assert graph_figures.edges(graph, 0.26) == (to_classes, against)
+    always = graph_figures.edges(graph, 0.26, always=[("b/2", "b/4")])
+    assert always == (to_classes, [("b/2", "b/4", 0.2), *against])
+    assert graph_figures.strongest_line(graph, "class/12") == ["b/1", "class/12"]
+
+
+def test_lines_are_as_wide_as_edges_are_strong_and_a_star_is_one_photograph():
+    graph = by_hand()
+    figure = graph_figures.still_graph(_shown(graph), threshold=0.25)
+    axes = figure.axes[0]
+    supports, against = (c for c in axes.collections if isinstance(c, LineCollection))
+    assert [*supports.get_linewidths()] == pytest.approx([0.3 + 2.8 * w for w in (0.125, 0.25)])
+    assert [*against.get_linewidths()] == pytest.approx([0.3 + 1.2 * w for w in (0.5, 1)])
+    names = [text.get_text().strip() for text in axes.texts]
+    assert names[:6] == ["1*", "2", "class 12", "3", "4", "class 13"]
+    plt.close(figure)
+
+
+def test_a_card_lists_the_strongest_of_either_sign_and_ranks_are_of_a_group():
+    graph = by_hand()
+    for q, raw in ((1, 3.0), (2, -5.0), (3, 0.5), (5, -4.0)):
+        graph.add_edge(f"a/{q}", "b/1", raw=raw, weight=0.0)
+    lines = graph_page._about(graph, "b/1", ())
+    assert "from a/2 (-5), a/5 (-4), a/1 (+3)" in lines and "to class/12 (+1)" in lines
+    assert "relevance for class 12: 1" in lines and "relevance for class 13: 2" in lines
+    nodes = graph_page.interactive_graph(_shown(by_hand())).layout.meta["graph"]["nodes"]
+    ranks = {node["number"] or node["title"]: node["rank"] for node in nodes}
+    assert ranks == {"1": 0, "2": 1, "3": 0, "4": 0, "class 12": 0, "class 13": 0}
 
 
 def _shown(graph, label="junco"):
@@ -133,11 +195,13 @@ def test_a_graph_without_pictures_names_what_concepts_are_made_of(pair):
     for data in concepts:
         data |= {"photographs": 4, "classes": {"gull": 1, "junco": 1}}
     concepts[0] |= {"classes": {"$_x": 2, "junco": 2}}  # half of them suffice
+    concepts[1] |= {"photographs": 5, "classes": {"gull": 2, "junco": 2}}
     figure, axes = plt.subplots()
     graph_figures.named_graph(axes, graph, threshold=0.2)
     figure.canvas.draw()
     texts = [text.get_text() for text in axes.texts]
-    assert texts.count("$_x") == 1 and texts.count("of 4") == len(concepts) - 1
+    assert texts.count("$_x") == texts.count("of 5") == 1
+    assert texts.count("of 4") == len(concepts) - 2
     drawn = sum(len(c.get_segments()) for c in axes.collections)
     assert drawn == len(_strong(graph, 0.2))
     tiles = {to_hex(patch.get_facecolor()).upper() for patch in axes.patches if patch.get_fill()}

@@ -64,6 +64,9 @@ def test_orthonormal_vectors_by_hand():
     assert codes.tolist() == [[2.0, -1.0, 0.0], [0.0, 0.0, 0.0]]
     shifted = lasso_codes(x + 4, torch.eye(3), 1.0, beta=torch.full((3,), 4.0))
     torch.testing.assert_close(shifted, codes)
+    for measure in (objective, duality_gap):
+        found = measure(x + 4, torch.eye(3), 1.1 * codes, 1.0, beta=torch.full((3,), 4.0))
+        torch.testing.assert_close(found, measure(x, torch.eye(3), 1.1 * codes, 1.0))
 
 
 def test_float32_reaches_its_tolerance():
@@ -82,6 +85,26 @@ def test_float32_reaches_its_tolerance():
     # The objective itself hardly feels the rounding, so it keeps what tol promises.
     best = objective(x, vectors, exact, 10.0)
     assert (objective(x, vectors, codes, 10.0) <= best * (1 + 1e-5)).all()
+
+
+def test_what_single_precision_cannot_reach_is_solved_in_double():
+    x, vectors = problem(dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        codes = lasso_codes(x, vectors, 10.0, tol=1e-8).double()
+    best = objective(x.double(), vectors.double(), lars(x, vectors, 10.0), 10.0)
+    # Rounded to single precision in the end, which the objective feels by its square.
+    assert (objective(x.double(), vectors.double(), codes, 10.0) <= best * (1 + 1e-7)).all()
+
+
+def test_the_gap_is_as_small_as_the_tolerance_asks_and_hardly_smaller():
+    x, vectors = problem(n=400)
+    x = x[[6, 7, 8, 11, 12, 14, 25, 85, 89, 192, 225, 234]]  # few end far below what is asked for
+    gaps = []
+    for tol in (0.1, 1e-2, 1e-3, 1e-4):
+        gaps.append(duality_gap(x, vectors, lasso_codes(x, vectors, 5.0, tol=tol), 5.0).max())
+        assert gaps[-1] <= tol
+    assert gaps[0] > 1e-2 and gaps[1] > 1e-3 and gaps[2] > 1e-4, "each stops by its own"
 
 
 def test_large_working_sets():
@@ -233,8 +256,9 @@ def test_large_lam_gives_zeros():
     assert lasso_codes(x, vectors, largest * 0.99).any()
 
 
-def test_warns_when_stopped_early():
-    x, vectors = problem()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_warns_when_stopped_early(dtype):
+    x, vectors = problem(dtype=dtype)
     with pytest.warns(ConvergenceWarning, match="relative duality gap"):
         lasso_codes(x, vectors, 5.0, max_iter=1)
 
@@ -246,6 +270,15 @@ def test_lambda_for_gives_the_count(wanted):
     codes = lars(x, vectors, lam)
     # 0.05 as asked; as much again for codes that a tolerance of 1e-4 leaves just above zero.
     assert abs((codes != 0).sum(1).double().mean() - wanted) <= 0.1 * wanted
+
+
+def test_a_finer_count_is_found_where_it_is_asked_for():
+    x, vectors = problem(n=200)
+    off = []
+    for rtol in (0.1, 0.004):
+        codes = lasso_codes(x, vectors, lambda_for(x, vectors, 3, rtol=rtol))
+        off.append(abs(float((codes != 0).sum(1).double().mean()) - 3) / 3)
+    assert off[1] <= 0.004 < off[0] <= 0.1
 
 
 def test_lambda_for_bad_input():

@@ -41,6 +41,9 @@ def test_sample_counts_photographs_and_views(pictures):
     assert pictures[0].shape == (3, 224, 224)
     views = [np.asarray(pictures.image(i), dtype=float) for i in range(5)]
     assert all(abs(a - b).mean() > 1 for a, b in zip(views, views[1:], strict=False))
+    halves = (0.0, 0.5), (0.5, 1.0)
+    quarters = [(left, top, right, low) for top, low in halves for left, right in halves]
+    assert pictures.boxes[:5] == ((0.0, 0.0, 1.0, 1.0), *quarters), "row by row"
 
 
 def test_several_indices_give_a_batch(pictures):
@@ -90,6 +93,19 @@ def test_pictures_are_made_ready_as_their_network_asks(tmp_path):
         wanted = torch.tensor(expected)[:, None, None].expand(3, 20, 20)[:, :, columns]
         torch.testing.assert_close(seen[:, :, columns], wanted)
     assert seen[0, 0].diff().argmax() == 13, "squashed it would be 11"
+    nearest = Preprocessing(20, 40, mean, std, "nearest")
+    (blunt,) = load_pictures(str(tmp_path), preprocessing=nearest)[[0]]
+    assert len(blunt[0].unique()) == 2 < len(seen[0].unique())
+
+
+def test_an_oblong_crop_is_filled(tmp_path):
+    """White below row 36 of 60 and right of column 66 of 120: halved, 30 rows, of which 20 stay."""
+    pixels = np.zeros((60, 120, 3), dtype=np.uint8)
+    pixels[36:, 66:] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (seen,) = load_pictures(str(tmp_path), preprocessing=Preprocessing((20, 60), 20))[[0]]
+    assert seen.shape == (3, 20, 60)
+    assert seen[0, :, -1].diff().argmax() == 12 and seen[0, -1].diff().argmax() == 32
 
 
 def test_labels_come_from_the_nearest_folder(picture_folder):
@@ -115,7 +131,9 @@ def test_fingerprint_follows_the_files(picture_folder):
     whole = load_pictures(str(picture_folder))
     others = [replace(whole, boxes=((0.0, 0.0, 0.5, 0.5), *whole.boxes[1:]))]
     others += [replace(whole, paths=("z.png", *whole.paths[1:])), whole.subset([1, 0, 2, 3, 4])]
-    assert len({before, *(other.fingerprint for other in others)}) == 4
+    made_ready = Preprocessing(32, 40), Preprocessing(mean=(0.5,) * 3), Preprocessing(resize=300)
+    others += [replace(whole, preprocessing=ready) for ready in made_ready]
+    assert len({before, *(other.fingerprint for other in others)}) == 7
     (picture_folder / "e.png").write_bytes(b"shorter")
     assert before != load_pictures(str(picture_folder)).fingerprint
 

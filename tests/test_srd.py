@@ -1,6 +1,7 @@
 """SRD against brute force, against golden values of the released code, and against its own laws."""
 
 import itertools
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +241,11 @@ def test_max_pooling_alone_and_before_a_convolution(layer):
     point = nn.Conv2d(3, 5, 1)
     network = small(layer, point, channels=5, blocks=("1",))
     agree(ways(network, IMAGE, "1"), ratios(point, selected, point(v[None])[0]))
+    # Where the convolution skips positions, the pooled vectors are targets of their own.
+    point = nn.Conv2d(3, 5, 1, 2)
+    network = small(layer, point, channels=5, blocks=("1",))
+    above = ratios(point, each_alone(v), point(v[None])[0])
+    agree(ways(network, IMAGE, "1"), ratios(nn.Identity(), selected, v) @ above)
 
 
 def vars_of(layer: nn.MaxPool2d) -> dict:
@@ -358,6 +364,94 @@ def test_what_two_read_is_taken_as_one_with_neither():
         for conv, own in zip((a, b), above, strict=True)
     )
     agree(ways(network, IMAGE, "0"), down @ through)
+
+
+class Rolled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 1)
+
+    def forward(self, x):
+        return self.conv(F.max_pool2d(x, 2, 2).roll(1, 3))
+
+
+@torch.no_grad()
+def test_what_a_pool_made_goes_back_to_where_it_was_made():
+    pooled, index = F.max_pool2d(IMAGE[None], 2, 2, return_indices=True)
+    places = torch.arange(IMAGE[0].numel())[:, None, None, None]
+    down = ratios(nn.Identity(), pooled[0] * (index == places), pooled[0])
+    moved = down.unflatten(1, pooled.shape[2:]).roll(1, 2).flatten(1)
+    agree(ways(small(Rolled(), channels=5), IMAGE, "0"), moved)
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x):
+        mean = x.mean((2, 3))
+        return self.one(mean) - self.other(mean.tanh())
+
+
+@torch.no_grad()
+def test_a_mean_that_two_heads_read_is_a_target_of_its_own():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), TwoHeads()).double()
+    network = Network(model, device="cpu", blocks=["0"], input_size=(9, 8))
+    x = model[0](IMAGE[None])[0]
+    mean, logit = x.mean((1, 2)), network.logits(IMAGE[None])[0, 1]
+    share = torch.einsum("chw,c->hw", x, mean) / (x[0].numel() * mean.square().sum())
+    agree(srd.contributions(network, IMAGE[None], ["0"], [1])["0"][0], share * logit)
+
+
+class Lifted(Residual):
+    def __init__(self):
+        super().__init__()
+        self.point = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.conv(x) + self.point(x.mean((2, 3), keepdim=True))
+
+
+@torch.no_grad()
+def test_what_is_added_everywhere_is_a_branch_of_every_sum():
+    network = small(Lifted(), channels=3)
+    conv, mean = network.model[0].conv, IMAGE.mean((1, 2), keepdim=True)
+    y, lift = conv(IMAGE[None])[0], network.model[0].point(mean[None])[0]
+    v = y + lift
+    branch, beside = ((part * v).sum(0) / v.square().sum(0) for part in (y, lift))
+    share = (IMAGE * mean).sum(0) / (72 * mean.square().sum())
+    expected = ratios(conv, each_alone(IMAGE), y) * branch.flatten()
+    agree(ways(network, IMAGE, "0"), expected + torch.outer(share.flatten(), beside.flatten()))
+
+
+class SoftlyGated(Residual):
+    def forward(self, x):
+        return x * self.conv(x).softmax(1)
+
+
+@torch.no_grad()
+def test_what_a_softmax_weighs_keeps_all_of_its_relevance():
+    agree(ways(small(SoftlyGated(), channels=3), IMAGE, "0"), torch.eye(72).double())
+
+
+class OfColumns(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 5)
+
+    def forward(self, x):
+        return self.linear(x.mean(2).transpose(1, 2)).transpose(1, 2)[:, :, None]
+
+
+@torch.no_grad()
+def test_means_of_columns_are_shared_column_by_column():
+    mean = IMAGE.mean(1)
+    share = torch.einsum("chw,cw->hw", IMAGE, mean) / (9 * mean.square().sum(0))
+    expected = torch.zeros(9, 8, 8, dtype=torch.float64)
+    expected[:, range(8), range(8)] = share
+    agree(ways(small(OfColumns(), channels=5), IMAGE, "0"), expected.flatten(0, 1))
 
 
 @torch.no_grad()
@@ -618,6 +712,19 @@ def test_an_operation_without_a_rule():
 
 
 @torch.no_grad()
+def test_sums_are_told_that_are_off_by_more_than_a_hundredth_and_rounding():
+    logit = torch.tensor([1.0, 1.0])
+    for off, told in ((0.02, True), (-0.02, True), (0.005, False), (-0.005, False)):
+        maps = torch.tensor([[0.25, 0.75], [0.25, 0.75 + off]])
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            srd._check_sums(maps, logit, "here", 5)
+        assert ["first number 6" in f"{each.message}" for each in found] == [True] * told
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of large parts that cancel, rounding alone is as much
+        srd._check_sums(torch.tensor([[200.0, -199.02]]), logit[:1], "here", 0)
+
+
 def test_a_sum_that_is_not_the_logit_is_told():
     network = small(Function(lambda x: torch.logcumsumexp(x, 2)), channels=3)
     images = IMAGE.expand(3, -1, -1, -1)
@@ -668,9 +775,10 @@ def test_order_and_batch_size_change_nothing():
 def test_every_picture_is_asked_for_its_own_class():
     network = random_network("basic")
     images, classes = torch.randn(3, 3, 64, 64), [0, 3, 2]
-    pixels = srd.contributions(network, images, ["pixels"], classes, 1)["pixels"]
     logits = network.logits(images)[range(3), classes]
-    torch.testing.assert_close(pixels.sum((1, 2)), logits, rtol=1e-3, atol=1e-4)
+    for size in (1, 2, 8):
+        pixels = srd.contributions(network, images, ["pixels"], classes, size)["pixels"]
+        torch.testing.assert_close(pixels.sum((1, 2)), logits, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:SRD's relevance")

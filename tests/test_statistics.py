@@ -61,6 +61,8 @@ def test_of_right_and_wrong_the_interval_is_the_binomial_one():
         ends = [float(scaled.min()) + scale * end for end in (exact.low, exact.high)]
         assert [found.low, found.high] == pytest.approx(ends)
     assert interval(torch.tensor([0.0, 1.0])).low < -1
+    ten = stats.binomtest(3, 10).proportion_ci(method="exact")
+    assert (interval(values[:10]).low, interval(values[:10]).high) == pytest.approx([*ten])
 
 
 def test_intervals_are_as_wide_as_the_confidence_asks():
@@ -72,6 +74,21 @@ def test_intervals_are_as_wide_as_the_confidence_asks():
     many = torch.randn(40, generator=torch.Generator().manual_seed(0)).exp()
     widths = [(i := interval(many, c)).high - i.low for c in (0.5, 0.9, 0.99)]
     assert widths[0] < 0.6 * widths[1] < 0.6 * 0.8 * widths[2]
+
+
+def test_the_seed_is_that_of_the_resamples():
+    many = torch.randn(40, generator=torch.Generator().manual_seed(0)).exp()
+    one, other = (compare(many, 0 * many, 0.9, seed) for seed in (0, 3))
+    assert one.high == interval(many, 0.9).high != other.high == interval(many, 0.9, seed=3).high
+
+
+def test_a_bracket_widens_both_ends_and_what_touches_nothing_is_open():
+    record = {"mean": 0.5, "low": 0.1, "high": 0.9, "p_value": 0.01}
+    for found in (Comparison(**record).widened(0.2), Comparison.of(record | {"bracket": 0.2})):
+        assert (found.low, found.high) == pytest.approx((-0.1, 1.1)) and found.mean == 0.5
+    assert Comparison.of(record | {"each": []}) == Comparison(**record)
+    for low, high in ((0.0, 1.0), (-1.0, 0.0)):
+        assert Comparison(0.5, low, high, 0.01).verdict == "undecided"
 
 
 def test_equal_values_have_no_spread():

@@ -128,6 +128,21 @@ def test_a_wrong_class_is_that_of_the_next_picture_that_has_another(d):
     direct = deletion_insertion(d, HERE, classes, kept.importance[WRONG_TARGET], tolerance=0.05)
     assert_same_curves(kept.curves[WRONG_TARGET]["logit"], direct["logit"])
 
+    each = study(d, HERE, CLASSES, [WRONG_TARGET], PROFILE).importance[WRONG_TARGET]
+    others = attribute(d, HERE, [[1], [2], [0]], tolerance=0.05)
+    torch.testing.assert_close(each, others, **CLOSE)
+
+
+def test_gaps_and_brackets_are_as_small_as_the_profile_asks(d):
+    loose, fine = (
+        study(d, HERE, CLASSES, ["gig"], replace(PROFILE, gap=gap, bracket=bracket))
+        for gap, bracket in ((0.3, 0.3), (0.002, 0.0))
+    )
+    assert fine.gaps["gig"].max() <= 0.0021 < loose.gaps["gig"].max() < 0.3
+    both = [made.curves["gig"]["probability"] for made in (loose, fine)]
+    open_ = [max(float(c.deletion.bracket.max()), float(c.insertion.bracket.max())) for c in both]
+    assert open_[1] == 0 < open_[0] <= 0.3, "0 runs every state"
+
 
 def test_where_all_are_of_one_class_the_wrong_one_is_said_instead(d, targets):
     first, second = d.logits().topk(2).indices[0].tolist()

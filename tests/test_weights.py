@@ -75,6 +75,8 @@ def test_preprocessing_is_what_timm_has_for_the_name():
     lite = preprocessing("efficientnet_lite0")
     assert lite == Preprocessing(224, 256, (0.498,) * 3, (0.502,) * 3, "bicubic")
     assert Preprocessing.of({"input_size": (3, 224, 224)}) == Preprocessing()
+    assert preprocessing("efficientnet_b1") == Preprocessing(240, 256, interpolation="bicubic")
+    assert preprocessing("inception_v3") == Preprocessing(299, 342)
     with pytest.raises(ValueError, match="unknown network 'vit_tiny_patch16_224'"):
         preprocessing("vit_tiny_patch16_224")
 
