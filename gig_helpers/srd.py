@@ -298,7 +298,7 @@ class _Sweep:
             if operation(values[0]) == "linear" and arguments(values[0])["bias"]:
                 step.values = values
         elif rule is rules.conv:
-            pooled = len(chain) == 1 and kind == "max_pool2d" and _all_pointwise(below)
+            pooled = kind == "max_pool2d" and _all_pointwise(below)
             if pooled:
                 step.inputs, step.inside = live_inputs(below), [below, node]
             (user, *others) = node.users
