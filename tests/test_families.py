@@ -30,6 +30,28 @@ def at(d: Decomposition, level: int | None) -> Decomposition:
     return replace(d, concepts={block: here.at(level) for block, here in d.concepts.items()})
 
 
+def test_a_photograph_judges_twice_however_many_pfvs_it_has():
+    """Those beyond the first two of a judging photograph change nothing."""
+    generator = torch.Generator().manual_seed(0)
+    x, owner = torch.randn(180, 16, generator=generator), torch.arange(60).repeat_interleave(3)
+    classes = owner % 3
+    third = thirds(owner, classes, torch.Generator().manual_seed(0))
+    (judge, *_) = owner[third == 2].tolist()
+    more = torch.randn(60, 16, generator=generator)
+    few, many = (
+        agreement(
+            torch.cat([x, more[:count]]),
+            torch.zeros(16),
+            torch.cat([owner, torch.full((count,), judge)]),
+            torch.cat([classes, torch.full((count,), judge % 3)]),
+            levels=(4, 12),
+            splits=1,
+        )
+        for count in (0, 60)
+    )
+    assert torch.equal(few, many)
+
+
 def test_a_level_that_there_is_not_is_refused(atoms):
     here = atoms.concepts[A]
     for level in (0, 13):

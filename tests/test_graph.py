@@ -80,6 +80,24 @@ def test_a_graph_says_what_its_nodes_and_the_rest_hold(d, pair):
             assert left == pytest.approx(float(row[-1] / row.sum()), **CLOSE)
 
 
+def test_a_tolerance_is_the_readers_and_else_five_percent(d):
+    """Of edges to a class from the first block, whose path is bent most."""
+    source = d.concepts[BLOCKS[0]]
+    given = d.network, d.codes[BLOCKS[0]][:1], source.vectors, BLOCKS[0], [12]
+    rest = d.residual(BLOCKS[0])[:1]
+    found = {}
+    for options in ({}, {"tolerance": 1e-4}):
+        used = {"tolerance": 0.05} | options
+        wanted = class_relevance(*given, beta=source.beta, rest=rest, **used)[0, 0]
+        one = d[:1].at(BLOCKS[0])
+        edges = concept_graph(one, [12], top=3, **options).in_edges("class/12", data="raw")
+        nodes = {name: raw for name, _, raw in edges if name.split("/")[1].isdigit()}
+        for name, raw in nodes.items():
+            assert raw == pytest.approx(float(wanted[int(name.split("/")[1])]), rel=3e-3)
+        found[len(options)] = sum(nodes.values())
+    assert found[0] != pytest.approx(found[1], rel=0.01), "the two tolerances differ"
+
+
 def test_class_edges_are_class_relevance(d, pair):
     for target, of_class in zip((12, 13), relevances(d, BLOCKS[-1]), strict=True):
         edges = list(pair.in_edges(f"class/{target}", data=True))
