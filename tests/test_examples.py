@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from gig_helpers import Concepts, fit_concepts, load_pictures, sample, srd
 from gig_helpers.data.profiles import Profile
 from gig_helpers.report.examples import (
+    _example,
     examples,
     ierfs,
     illustrate,
@@ -53,6 +54,24 @@ def test_ierfs_and_examples_belong_to_their_pictures(photographs):
         assert 0 <= left <= edge - side and 0 <= top <= edge - side
         assert example.label == "junco"
     assert shifted, "near an edge of the picture, where left and top differ"
+
+
+def test_a_crop_is_centred_on_its_square_and_stays_inside():
+    """Twice the square's side; where the square is in a corner, so is the crop."""
+    image = np.random.default_rng(0).integers(0, 255, (100, 120, 3), dtype=np.uint8)
+    given = {"image": lambda _: image, "labels": (None,), "paths": ("a.png",)}
+    pfvs = SimpleNamespace(pictures=SimpleNamespace(**given))
+    for rows, columns, place in ((40, 50, (10, 10)), (0, 100, (20, 0)), (80, 0, (0, 20))):
+        ierf = torch.zeros(100, 120)
+        ierf[rows : rows + 20, columns : columns + 20] = 1
+        (top, left, side), shot = square(ierf), _example(pfvs, 0, ierf)
+        assert shot.crop.shape == (2 * side, 2 * side, 3) and shot.square[2] == side
+        x, y = shot.square[:2]
+        assert np.allclose((x, y), place, atol=2), "of a side of 20, or a little less"
+        own = image[top : top + side, left : left + side]
+        assert np.array_equal(shot.crop[y : y + side, x : x + side], own)
+        inside = shot.ierf[y : y + side, x : x + side]
+        assert np.array_equal(inside, ierf[top : top + side, left : left + side].numpy())
 
 
 def test_square_is_the_smallest_square_that_holds_the_share():

@@ -52,6 +52,20 @@ def test_a_photograph_judges_twice_however_many_pfvs_it_has():
     assert torch.equal(few, many)
 
 
+def test_no_two_clusterings_have_one_seed(monkeypatch):
+    """Halves stand in one order of classes: with one seed both would draw the same places."""
+    seeds = []
+
+    def seen(count, *, random_state):
+        seeds.append(random_state)
+        return BisectingSphericalKMeans(count, random_state=random_state)
+
+    monkeypatch.setattr("gig_helpers.families.BisectingSphericalKMeans", seen)
+    x, owner = torch.randn(60, 8), torch.arange(60)
+    agreement(x, torch.zeros(8), owner, owner % 3, levels=(4,), splits=3)
+    assert len(set(seeds)) == len(seeds) == 6
+
+
 def test_a_level_that_there_is_not_is_refused(atoms):
     here = atoms.concepts[A]
     for level in (0, 13):
