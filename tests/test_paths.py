@@ -34,6 +34,12 @@ def test_each_step_of_a_path_is_the_largest_of_all_edges(d):
         assert path[a] == int(edges[0, path[b], :-1].argmax())
 
 
+def test_what_opposes_most_is_no_part_of_a_path_nor_is_the_rest(d, monkeypatch):
+    brought = torch.tensor([[[-5.0, 3.0, 1.0, 9.0]]])  # three concepts, and the rest
+    monkeypatch.setattr("gig_helpers.paths.attribute", lambda *_, **__: brought)
+    assert strongest_path(d, 12) == dict.fromkeys(reversed(BLOCKS), 1)
+
+
 def test_a_control_path_ends_alike_and_weighs_as_much(d):
     path = {BLOCKS[2]: 3, BLOCKS[1]: 4, BLOCKS[0]: 5}
     generator = torch.Generator().manual_seed(0)
