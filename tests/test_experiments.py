@@ -89,7 +89,6 @@ def fields(part):
     return {
         key: fields(next(iter(value.values())) if key in by_name else value)
         for key, value in part.items()
-        if key not in ("each", "confidence")  # files that were made before do not keep them
     }
 
 
@@ -275,8 +274,8 @@ def each_of(kept):
 
 
 FILES = (
-    "circuits", "concepts", "controls", "early", "edges", "fewer", "latents", "other_shortcut",
-    "paths", "planted", "rivals", "shortcut", "watermarks",
+    "circuits", "classes", "concepts", "controls", "early", "edges", "fewer", "interlayer",
+    "latents", "other_shortcut", "paths", "planted", "readings", "rivals", "shortcut", "watermarks",
 )  # fmt: skip
 
 
