@@ -357,7 +357,7 @@ def test_a_click_opens_a_node_and_the_address_says_so(opened):
     # To the next block: on a phone the row above.
     page.keyboard.press("ArrowUp" if page.viewport_size["width"] < 600 else "ArrowRight")
     assert page.evaluate("() => document.activeElement.ariaLabel") != seen
-    assert page.locator(".stage line:not(.off)").count()
+    page.locator(".stage line:not(.off)").first.wait_for(state="attached")  # drawn a moment later
 
 
 def test_a_photograph_has_its_own_graph(opened, found, chain):

@@ -247,7 +247,7 @@ def test_the_moving_picture_stands_still_for_who_asks(html, browser):
     source = "() => document.querySelector('.moving img').currentSrc"
     moving = page.evaluate(source)
     page.emulate_media(reduced_motion="reduce")
-    page.wait_for_function(f"(moving) => ({source})() !== moving", arg=moving, timeout=10_000)
+    page.wait_for_function(f"(moving) => ({source})() !== moving", arg=moving, timeout=60_000)
     frames = [
         getattr(Image.open(Path(unquote(urlsplit(url).path))), "n_frames", 1)
         for url in (moving, page.evaluate(source))
