@@ -396,7 +396,9 @@ class _Contraction:
         by_concept = u.T.nonzero()
         self.concept, self.place = by_concept.unbind(dim=1)
         self.values = u[self.place, self.concept]
-        self.used, self.column, counts = self.concept.unique_consecutive(True, True)
+        self.used, self.column, counts = self.concept.unique_consecutive(
+            return_inverse=True, return_counts=True
+        )
         self.starts = F.pad(counts.cumsum(0), (1, 0))[:-1]
 
     def __call__(self, gradients: Tensor) -> Tensor:

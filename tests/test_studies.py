@@ -175,10 +175,11 @@ def test_wrong_targets_of_a_later_block_need_no_gig_of_their_own(d, monkeypatch)
         return METHODS["gradient"].importance(of)
 
     monkeypatch.setitem(METHODS, "gig", Method(counted, "counted"))
-    target = LATER, torch.tensor([[2, 0, 1]])
-    kept = study(d[:1], HERE, target, ["gig", WRONG_TARGET], PROFILE).importance
-    assert asked == [[[2, 0, 1]]]
-    assert torch.equal(kept[WRONG_TARGET], kept["gig"][:, [2, 0, 1]])
+    for own, place in (([2, 0, 1], [2, 0, 1]), ([2, 0, 2, 0], [1, 0, 1, 0])):
+        target = LATER, torch.tensor([own])
+        kept = study(d[:1], HERE, target, ["gig", WRONG_TARGET], PROFILE).importance
+        assert asked.pop() == [own] and not asked
+        assert torch.equal(kept[WRONG_TARGET], kept["gig"][:, place])
 
 
 def test_targets_are_there_and_the_most_relevant(d, targets):

@@ -182,13 +182,13 @@ def _curves(
     options = {"tolerance": gap}
     asked = [question(d, source, aim(t), seed, batch_size, options) for t in (own, wrong)]
     by_own = cache(lambda order: order(asked[0]))
-    # Between blocks the wrong targets are the picture's own ones, each in place of another.
-    moved = (wrong[0, :, None] == own[0]).nonzero()[:, 1]
+    # Several wrong targets are the picture's own ones, each in place of another.
+    same = wrong[0, :, None] == own[0]
 
     def by(order: Method, lost: bool) -> Tensor:
-        if lost and len(moved) < len(own[0]):
+        if lost and not same.any(dim=1).all():
             return order(asked[1])
-        return by_own(order)[:, moved] if lost else by_own(order)
+        return by_own(order)[:, same.int().argmax(dim=1)] if lost else by_own(order)
 
     importance = torch.stack([by(*each) for each in zip(orders, misled, strict=True)], dim=1)
     curves = deletion_insertion(
