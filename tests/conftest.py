@@ -1,5 +1,7 @@
 """What the tests share: networks, pictures, a browser, the values to agree with."""
 
+import gc
+import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -28,6 +30,16 @@ SMALL = {
 """ResNets of a few blocks: the kinds of blocks there are."""
 
 
+def pytest_collection_finish():
+    """A collection of garbage, of which some tests make dozens, passes over what imports left."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
+
+
 def random_network(
     name: str = "resnet18",
     dtype: torch.dtype = torch.float32,
@@ -52,6 +64,15 @@ def random_network(
         for stage in (model.layer2, model.layer3, model.layer4):
             stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
     return Network(randomised(model).to(dtype), name, device="cpu", input_size=input_size)
+
+
+def processes():
+    """Context of processes that find imported what any stage imports, also when it needs it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["conftest", "gig_helpers.report.studies", "accelerate.utils", "captum.attr", "timm.data"]
+    )
+    return context
 
 
 def tiny_network(seed: int = 0, **options) -> Network:

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -14,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import random_network
+from conftest import processes, random_network
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -283,11 +282,8 @@ def _bytes(folder) -> dict[str, bytes]:
 
 
 def test_ten_kills_end_with_the_same_bytes(photographs, tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["conftest", "gig_helpers.pfv"])
-
     def child(folder):
-        process = context.Process(target=_sample_in_child, args=(str(folder), str(photographs)))
+        process = processes().Process(target=_sample_in_child, args=(str(folder), str(photographs)))
         process.start()
         return process
 
@@ -312,20 +308,19 @@ def test_ten_kills_end_with_the_same_bytes(photographs, tmp_path):
 
 
 def test_two_processes_make_the_bytes_of_one(photographs, tmp_path):
-    context = multiprocessing.get_context("spawn")
     where = str(photographs)
     work = [(_sample_in_child, (str(tmp_path / "whole"), where))]
     # Each in a folder of its own, as on machines without a common disk.
     work += [(_part_in_child, (str(tmp_path / f"part{rank}"), where, rank)) for rank in (0, 1)]
     for target, arguments in work:
-        process = context.Process(target=target, args=arguments)
+        process = processes().Process(target=target, args=arguments)
         process.start()
         process.join()
         assert process.exitcode == 0
     parts = [{p.name for p in (tmp_path / f"part{r}").rglob("shard-*")} for r in (0, 1)]
     assert [len(names) for names in parts] == [2, 1] and not parts[0] & parts[1]
     shutil.copytree(tmp_path / "part1", tmp_path / "part0", dirs_exist_ok=True)
-    merge = context.Process(target=_sample_in_child, args=(str(tmp_path / "part0"), where))
+    merge = processes().Process(target=_sample_in_child, args=(str(tmp_path / "part0"), where))
     merge.start()
     merge.join()
     assert merge.exitcode == 0
@@ -345,10 +340,9 @@ def _read_in_child(folder: str, photographs: str, readers: int) -> None:
 
 
 def test_readers_change_nothing(photographs, tmp_path):
-    context = multiprocessing.get_context("spawn")
     for readers in (0, 2):
         folder = str(tmp_path / f"readers{readers}")
-        child = context.Process(target=_read_in_child, args=(folder, str(photographs), readers))
+        child = processes().Process(target=_read_in_child, args=(folder, str(photographs), readers))
         child.start()
         child.join(timeout=300)
         child.kill()

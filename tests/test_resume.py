@@ -1,12 +1,11 @@
 """The whole chain, killed in every stage, goes on and ends with the bytes of an undisturbed run."""
 
-import multiprocessing
 import os
 import signal
 from pathlib import Path
 
 import torch
-from conftest import random_network, save_pictures
+from conftest import processes, random_network, save_pictures
 
 from gig_helpers import Profile, decompose, fit_concepts, load_pictures, sample
 from gig_helpers.report.studies import study
@@ -57,15 +56,10 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 def test_killed_in_every_stage(tmp_path):
     photographs = save_pictures(tmp_path / "pictures", 12)
-    context = multiprocessing.get_context("forkserver")
-    # Imported once, the packages that a stage imports when it needs them too.
-    context.set_forkserver_preload(
-        ["conftest", "gig_helpers.report.studies", "accelerate.utils", "captum.attr", "timm.data"]
-    )
 
     def run(name: str, writes: int | None) -> int | None:
         arguments = (tmp_path / name, photographs, writes)
-        child = context.Process(target=_chain, args=arguments)
+        child = processes().Process(target=_chain, args=arguments)
         child.start()
         child.join()
         return child.exitcode
