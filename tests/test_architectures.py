@@ -134,7 +134,7 @@ SUMS = {
     "davit": ("davit_tiny", 64, {"depths": (1, 1, 1, 1)}),
     "focalnet": ("focalnet_tiny_srf", 64, {}),
     "gmlp": ("gmlp_ti16_224", 64, {"img_size": 64}),
-    "mvitv2": ("mvitv2_tiny", 64, {"img_size": 64}),
+    "mvitv2": ("mvitv2_tiny", 64, {"img_size": 64, "depths": (1, 1, 1, 1)}),
 }  # fmt: skip
 
 

@@ -51,6 +51,7 @@ from gig_helpers import (
 from gig_helpers.curves import Curve, Curves
 from gig_helpers.data import artifacts, profiles
 from gig_helpers.data.paper import PAPER
+from gig_helpers.data.weights import Preprocessing
 from gig_helpers.report.statistics import compare, interval
 from gig_helpers.report.studies import WRONG_TARGET
 
@@ -72,7 +73,10 @@ def small(network, pictures, folder, tmp_path, monkeypatch):
         profiles.get("quick"), blocks=BLOCKS, evaluation_pictures=3, gap=0.5,
         evaluation_targets=2, bracket=0.5, per_image=8, pfvs_per_concept=10, families=None,
     )  # fmt: skip
-    return run.Run(profile, network, pictures.subset(range(0, len(pictures), 5)))
+    few = replace(
+        pictures.subset(range(0, len(pictures), 5)), preprocessing=Preprocessing(112, 112)
+    )
+    return run.Run(profile, network, few)
 
 
 def written(name):
