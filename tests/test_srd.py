@@ -204,7 +204,8 @@ IMAGE = torch.randn(3, 9, 8, dtype=torch.float64, generator=torch.Generator().ma
         (nn.Conv2d(3, 4, 3, padding="same", dilation=2), 4),
         (nn.Conv2d(3, 4, (3, 2), padding=(2, 0), dilation=(1, 3)), 4),
         (nn.Conv2d(3, 8, 3, 3), 8),
-        (nn.Conv2d(3, 5, 1, 2), 5),
+        (nn.Conv2d(3, 5, 1, (2, 3)), 5),
+        (nn.Conv2d(3, 1, 3), 1),
         (nn.AvgPool2d(3, 2, 1), 3),
         (nn.AdaptiveAvgPool2d((4, 3)), 3),
         (nn.Upsample(scale_factor=2, mode="bilinear"), 3),
@@ -212,23 +213,29 @@ IMAGE = torch.randn(3, 9, 8, dtype=torch.float64, generator=torch.Generator().ma
         (nn.Conv2d(3, 4, (2, 4), padding="same", dilation=(1, 3)), 4),
         (nn.ConvTranspose2d(3, 4, (3, 2), (2, 3), (1, 0), dilation=(2, 1)), 4),
         (nn.ConvTranspose2d(3, 6, 3, 2, 1, output_padding=1, groups=3), 6),
+        (nn.ConvTranspose2d(3, 4, 1, (2, 3), output_padding=(1, 2)), 4),
     ),
     ids=(
         "depthwise", "grouped", "oblong", "dilated", "dilated by columns", "patches",
-        "strided 1×1", "mean", "adaptive", "larger", "bicubic", "same, even", "transposed",
-        "transposed, grouped",
+        "strided 1×1", "one channel", "mean", "adaptive", "larger", "bicubic", "same, even",
+        "transposed", "transposed, grouped", "transposed, apart",
     ),
 )  # fmt: skip
 @torch.no_grad()
 def test_what_mixes_positions_linearly(layer, channels):
-    network = small(layer, channels=channels)
-    found = ways(network, IMAGE, "0")
-    agree(found, ratios(network.model[0], each_alone(IMAGE), network.model[0](IMAGE[None])[0]))
+    network, image = small(layer, channels=channels), IMAGE.clone()
+    image[:, 3, 3] = 0  # brings nothing, not even a share of the bias
+    found = ways(network, image, "0")
+    agree(found, ratios(network.model[0], each_alone(image), network.model[0](image[None])[0]))
 
 
 @pytest.mark.parametrize(
     "layer",
-    (nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2, 3, ceil_mode=True), nn.MaxPool2d((2, 3), 1, 0, 2)),
+    (
+        nn.MaxPool2d(3, 2, 1),
+        nn.MaxPool2d((2, 3), (4, 2), ceil_mode=True),  # of rows and of columns
+        nn.MaxPool2d((2, 3), 1, 0, 2),
+    ),
     ids=("overlapping", "over the end", "dilated"),
 )
 @torch.no_grad()
@@ -246,6 +253,13 @@ def test_max_pooling_alone_and_before_a_convolution(layer):
     network = small(layer, point, channels=5, blocks=("1",))
     above = ratios(point, each_alone(v), point(v[None])[0])
     agree(ways(network, IMAGE, "1"), ratios(nn.Identity(), selected, v) @ above)
+
+
+@torch.no_grad()
+def test_shares_know_no_unit():
+    """Nothing but 0 counts as 0: where squares are 1e-16, shares are as where they are 1."""
+    network = small(nn.Conv2d(3, 4, 3, bias=False), channels=4)
+    agree(ways(network, 1e-8 * IMAGE, "0"), ways(network, IMAGE, "0"))
 
 
 def vars_of(layer: nn.MaxPool2d) -> dict:
@@ -470,6 +484,23 @@ def test_moves():
         expected[:, place].index_add_(0, numbers.flatten(1)[:, place], share.flatten(1)[:, place])
     agree(ways(network, IMAGE, "0"), expected)
 
+    image, own = IMAGE.clone(), torch.eye(72, dtype=torch.float64)
+    image[:, 2, 3] = 0  # its relevance comes back too
+    rolled = own.unflatten(1, (9, 8)).roll(1, 2).flatten(1)
+    agree(ways(small(Function(lambda x: x.roll(1, 3)), channels=3), image, "0"), rolled)
+    v = IMAGE + IMAGE.roll(1, 2)
+    parts = (part.mul(v).sum(0) / v.square().sum(0) for part in (IMAGE, IMAGE.roll(1, 2)))
+    beside, before = (part.flatten() for part in parts)
+    both = small(Function(lambda x: x + x.roll(1, 3)), channels=3)
+    agree(ways(both, IMAGE, "0"), own * beside + rolled * before)
+
+    # What padding takes belongs to nobody, and so to all by their norm.
+    norm = IMAGE.norm(dim=0).flatten()
+    expected = (norm / norm.sum())[:, None, None].expand(72, 10, 11).clone()
+    expected[:, 1:, 1:9] = own.unflatten(1, (9, 8))
+    padded = small(Function(lambda x: F.pad(x, (1, 2, 1, 0))), channels=3)
+    agree(ways(padded, IMAGE, "0"), expected.flatten(1))
+
 
 @torch.no_grad()
 def test_a_linear_layer_on_the_whole_map():
@@ -613,6 +644,7 @@ def test_products_and_what_is_held_constant():
         lambda x: torch.einsum("nchw,nchw->nchw", x, x.tanh()),
         lambda x: F.local_response_norm(x, 3),
         lambda x: F.normalize(x, dim=1),
+        lambda x: torch.lerp(x, x.tanh(), 0.25),  # of two inputs, and no product
     ):
         agree(ways(small(Function(function), channels=3), IMAGE, "0"), own)
 
@@ -625,6 +657,14 @@ def test_products_and_what_is_held_constant():
     norm = IMAGE.flatten(1).norm(dim=0)
     expected = expected + (1 - expected.sum(0)) * (norm / norm.sum())[:, None]
     agree(ways(network, IMAGE, "0"), expected)
+
+    layer = nn.Bilinear(3, 3, 4).double()
+    function = Function(lambda x: layer(x.movedim(1, 3), x.tanh().movedim(1, 3)).movedim(3, 1))
+    v = function(IMAGE[None])[0].flatten(1)
+    alone = ((v - layer.bias[:, None]) * v).sum(0) / v.square().sum(0)
+    norm = (IMAGE.norm(dim=0) + IMAGE.tanh().norm(dim=0)).flatten()
+    expected = torch.diag(alone) + torch.outer(norm / norm.sum(), 1 - alone)
+    agree(ways(small(function, channels=4), IMAGE, "0"), expected)
 
 
 @torch.no_grad()
@@ -696,6 +736,9 @@ def test_ierfs_of_latents_in_a_trained_transformer():
 @torch.no_grad()
 def test_an_operation_without_a_rule():
     network = small(Function(lambda x: torch.logcumsumexp(x, 2)), channels=3)
+    nearly = small(Function(lambda x: (x / 7).sinh()), channels=3)  # linear, but for some percent
+    with pytest.raises(NotImplementedError, match="no rule for sinh"):
+        ways(nearly, IMAGE, "0")
     message = r"no rule for logcumsumexp.*not linear.*= a function of rules.Operation.*gradient"
     with pytest.raises(NotImplementedError, match=message):
         ways(network, IMAGE, "0")
