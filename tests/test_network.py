@@ -12,6 +12,7 @@ import torchvision
 from conftest import SMALL, random_network, randomised
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gig_helpers import Network, load_network, load_pictures, srd
@@ -463,7 +464,8 @@ def test_tokens_lie_where_the_graph_puts_them_or_nowhere():
     assert {b: network.map_size(b) for b in network.blocks} == {"add": (6, 4), "add_1": (3, 2)}
     network = Network(Merged(extra=2, merges=False), device="cpu", input_size=(12, 8))
     assert {(network.map_size(b), network.placeless(b)) for b in ("add", "add_1")} == {((6, 4), 2)}
-    for sort in (windows, lambda x: x.flip(1), lambda x: x.roll(1, 1), lambda x: x[:, 4:]):
+    cut = lambda x: x[:, 4:], lambda x: x[:, :-4], lambda x: F.pad(x, (0, 0, 0, 1))  # noqa: E731
+    for sort in (windows, lambda x: x.flip(1), lambda x: x.roll(1, 1), *cut):
         model = Merged(sort, merges=False)
         network = Network(model, device="cpu", input_size=(12, 8), blocks=["embed", "add"])
         assert network.map_size("embed") == (6, 4)
@@ -564,6 +566,24 @@ def test_shift_is_of_batch_norms_alone():
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     expected = norm.bias + scale * (model[3].bias - norm.running_mean)
     torch.testing.assert_close(network.shift("3"), expected)
+
+
+class InRows(nn.Module):
+    """A map joined with itself, below it or in other channels."""
+
+    def __init__(self, dim, kernel):
+        super().__init__()
+        self.conv, self.dim = nn.Conv2d(3, 4, kernel), dim
+
+    def forward(self, x):
+        y = self.conv(x)
+        return torch.cat([y, y.relu()], self.dim).mean((2, 3))
+
+
+def test_receptive_fields_are_squares_in_step_or_none():
+    for dim, kernel, field in ((1, 3, (3, 1, 0)), (2, 3, None), (1, (3, 1), None)):
+        network = Network(InRows(dim, kernel), device="cpu", input_size=(8, 8), blocks=["cat"])
+        assert network.receptive_field("cat") == field
 
 
 @pytest.mark.slow

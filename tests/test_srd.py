@@ -233,7 +233,7 @@ def test_what_mixes_positions_linearly(layer, channels):
     "layer",
     (
         nn.MaxPool2d(3, 2, 1),
-        nn.MaxPool2d((2, 3), (4, 2), ceil_mode=True),  # of rows and of columns
+        nn.MaxPool2d((2, 3), (4, 2), 0, (3, 1), ceil_mode=True),  # of rows and of columns
         nn.MaxPool2d((2, 3), 1, 0, 2),
     ),
     ids=("overlapping", "over the end", "dilated"),
@@ -647,6 +647,11 @@ def test_products_and_what_is_held_constant():
         lambda x: torch.lerp(x, x.tanh(), 0.25),  # of two inputs, and no product
     ):
         agree(ways(small(Function(function), channels=3), IMAGE, "0"), own)
+
+    mean = IMAGE.mean((1, 2), keepdim=True)
+    share = (IMAGE * mean).sum(0).flatten() / (72 * mean.square().sum())
+    function = Function(lambda x: x.mean((2, 3), keepdim=True) * torch.ones(4, 9))
+    agree(ways(small(function, channels=3), IMAGE, "0"), share[:, None].expand(72, 36))
 
     layer = nn.Conv1d(3, 4, 2, 2).double()  # as an operation that has no rule
     function = Function(lambda x: F.conv1d(x.flatten(2), layer.weight, layer.bias)[..., None])
