@@ -458,7 +458,7 @@ def test_what_pfvs_are_found_again_by(tmp_path, artifacts_folder):
     plain = run()
     assert run() == run(gap=0.3, name="another") == plain, "sizes that PFVs do not depend on"
     others = [
-        run(seed=1), run(per_image=3), run(blocks=network.blocks[:1]),
+        run(seed=1), run(per_image=3), run(batch_size=3), run(blocks=network.blocks[:1]),
         run(network=tiny_network(seed=1, preprocessing=Preprocessing(16, 16))),
         run(pictures=pictures.subset([1, 0])),
         run(pictures=load_pictures(str(photographs), preprocessing=Preprocessing(16, 20))),

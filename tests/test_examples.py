@@ -82,6 +82,8 @@ def test_square_is_the_smallest_square_that_holds_the_share():
     top, left, side = square(torch.eye(100)[99][None].expand(100, 100) / 100, 0.5)
     assert left + side <= 100 and top + side <= 100
     assert square(-torch.ones(50, 80)) == (0, 0, 50)
+    ierf[:20, :20] = -1 / 400  # what speaks against it moves nothing
+    assert square(ierf, 1.0) == (40, 70, 20)
 
 
 def test_an_example_is_made_once(photographs, monkeypatch):

@@ -52,6 +52,20 @@ def test_a_photograph_judges_twice_however_many_pfvs_it_has():
     assert torch.equal(few, many)
 
 
+def test_only_directions_from_beta_count():
+    generator = torch.Generator().manual_seed(0)
+    x, owner = torch.randn(90, 8, generator=generator).double(), torch.arange(90)
+    lengths = 2.0 ** torch.arange(90)[:, None].remainder(5)
+    here, there = (
+        agreement(part, beta, owner, owner % 3, levels=(4, 8), splits=2)
+        for part, beta in (
+            (x, torch.zeros(8).double()),
+            (lengths * x + 8, torch.full((8,), 8.0).double()),
+        )
+    )
+    assert torch.equal(here, there)
+
+
 def test_no_two_clusterings_have_one_seed(monkeypatch):
     """Halves stand in one order of classes: with one seed both would draw the same places."""
     seeds = []

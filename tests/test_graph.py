@@ -155,6 +155,9 @@ def test_choice_by_hand():
     # Divided by 9 and 10, the smaller ones are 0.1, 0.7, 0.1, < 0, 0: concept 1 is shared.
     assert groups(relevance, top=2, shared=1) == {0: "0", 1: "shared", 2: "1", 3: "1"}
     assert groups(relevance[:1], top=2, shared=1) == {0: "0", 1: "0"}
+    # The smaller ones are 0.3, 0.6, 0.1, though of the first one the mean is larger.
+    relevance = [[10.0, 6.0, 1.0], [3.0, 6.0, 10.0]]
+    assert groups(relevance, top=1, shared=1) == {0: "0", 1: "shared", 2: "1"}
 
 
 def test_classes_are_compared_by_their_own_maxima():

@@ -30,7 +30,8 @@ def test_importance_of_a_linear_network(by_hand, name):
 
 
 def test_activation_is_blind_to_the_target():
-    mass = attribute(linear(-U, V), "a", [0, 1], method="activation")
+    signs = torch.tensor([1.0, -1.0, 1.0, 1.0])[:, None]  # by position
+    mass = attribute(linear(signs * U, V), "a", [0, 1], method="activation")
     torch.testing.assert_close(mass[0], torch.tensor([[3, 1, 1, 0]] * 2).double())
 
 
