@@ -163,10 +163,12 @@ def test_a_graph_is_illustrated_with_what_it_was_made_of(photographs):
         assert np.array_equal(shown.faces[label], pictures.image(first))
 
 
-def test_likeness_is_that_of_the_classes_that_nearest_pfvs_come_from(photographs):
+def test_likeness_is_that_of_the_classes_that_nearest_pfvs_come_from(photographs, monkeypatch):
     network = random_network("basic")
     pfvs = sample(network, load_pictures(str(photographs)).subset(range(6)), PROFILE)
     block = "layer3.0"
+    # Untrained, the network says one class of all of them.
+    monkeypatch.setattr(type(pfvs), "predictions", lambda self: torch.arange(6) % 5)
     x, beta = pfvs.vectors(block), network.bn_shift(block)
     concepts = Concepts(torch.randn(5, x.shape[1]), beta, torch.zeros(len(x)), block)
     importance, classes = torch.randn(2, 5), [3, 4]

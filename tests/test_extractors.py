@@ -204,6 +204,13 @@ def test_sae_rebuilds_x_where_it_converges():
     assert len(short.losses) == 5 < len(fair.losses)
 
 
+def test_an_autoencoder_is_the_same_in_any_unit():
+    x, beta = pfvs(n=50)
+    small, large = (sparse_autoencoder(c * x, c * beta, 8, epochs=2) for c in (1, 128))
+    for name, c in (("vectors", 128), ("beta", 128), ("encoder", 1 / 128), ("encoder_bias", 1)):
+        assert torch.equal(getattr(large, name), c * getattr(small, name)), name
+
+
 def test_an_autoencoders_dictionary_is_written_with_by_the_lasso():
     """Its own codes are the encoder's whatever λ; its directions alone know no encoder."""
     x, beta = pfvs()

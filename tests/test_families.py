@@ -68,16 +68,22 @@ def test_only_directions_from_beta_count():
 
 def test_no_two_clusterings_have_one_seed(monkeypatch):
     """Halves stand in one order of classes: with one seed both would draw the same places."""
-    seeds = []
+    seeds, deals = [], []
 
     def seen(count, *, random_state):
         seeds.append(random_state)
         return BisectingSphericalKMeans(count, random_state=random_state)
 
+    def dealt(photographs, classes, generator):
+        deals.append(generator.initial_seed())
+        return thirds(photographs, classes, generator)
+
     monkeypatch.setattr("gig_helpers.families.BisectingSphericalKMeans", seen)
+    monkeypatch.setattr("gig_helpers.families.thirds", dealt)
     x, owner = torch.randn(60, 8), torch.arange(60)
-    agreement(x, torch.zeros(8), owner, owner % 3, levels=(4,), splits=3)
-    assert len(set(seeds)) == len(seeds) == 6
+    for seed in (0, 7):
+        agreement(x, torch.zeros(8), owner, owner % 3, levels=(4,), splits=3, seed=seed)
+    assert len(set(seeds)) == len(seeds) == 12 and len(set(deals)) == len(deals) == 6
 
 
 def test_a_level_that_there_is_not_is_refused(atoms):
