@@ -165,6 +165,7 @@ NO_LOGITS = {
     "batch squeezed first": (lambda y: y.squeeze(0), r"for one alone \(5,\).*squeeze\(dim\)"),
     "not a number": (lambda y: y / (y - y), "NaN or infinite"),
     "random": (lambda y: F.dropout(y), r"other logits each time.*training=self.training"),
+    "random, small": (lambda y: F.dropout(y) * 1e-6, r"other logits each time"),
     "noisy": (lambda y: y + torch.randn_like(y) * 1e-3, r"other logits each time"),
     "normalised by the batch": (lambda y: y - y.mean(0), r"what else is in its batch"),
     "of the picture before": (lambda y: y + y.roll(1, 0), r"what else is in its batch"),

@@ -73,6 +73,28 @@ def one_at_a_time(x, k, seed, tol=0.0, max_iter=100):
     return labels
 
 
+@pytest.mark.parametrize("iterations", [0, 300])
+def test_a_split_starts_between_two_points_and_turns_across_the_widest_direction(
+    iterations, monkeypatch
+):
+    monkeypatch.setattr(clustering, "_POWER_ITERATIONS", iterations)
+    x = correlated(40, 6) + 1
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    centred = unit - unit.mean(0)
+    padded, seeds = torch.zeros(8, 50, 6).double(), np.arange(8, dtype=np.uint64)
+    padded[:, :40] = torch.from_numpy(unit)
+    found = clustering._start(padded, padded.any(2), seeds).numpy()
+    assert not found[:, 40:].any()
+    for seed, second in zip(seeds, found[:, :40], strict=True):
+        draws = (clustering._mix(np.array([seed, ~seed])) >> np.uint64(11)) * 2.0**-53
+        one = unit[int(draws[0] * 40)]
+        far = np.cumsum(1 - unit @ one)  # k-means++: half the squares of distances
+        direction = unit[np.searchsorted(far, draws[1] * far[-1], side="right")] - one
+        widest = np.linalg.eigh(centred.T @ centred)[1][:, -1]
+        expected = centred @ (direction if not iterations else widest) > 0
+        assert (second == expected).all() or (iterations and (second == ~expected).all())
+
+
 @pytest.mark.parametrize("chunk", [2000, clustering._CHUNK])
 @pytest.mark.parametrize("k", [2, 7, 64, 199])
 def test_batches_equal_one_split_at_a_time(k, chunk, monkeypatch):
