@@ -315,6 +315,9 @@ class HeadFirst(nn.Module):
 def test_channels_are_found_by_trying(channels):
     network = Network(HeadFirst(channels), device="cpu", input_size=SIZE)
     assert network.logits(torch.randn(2, channels, *SIZE)).shape == (2, 5)
+    if channels == 1:  # grey: ImageNet's means and deviations, averaged
+        assert network.preprocessing.mean == pytest.approx([0.449]), "of 0.485, 0.456, 0.406"
+        assert network.preprocessing.std == pytest.approx([0.226]), "of 0.229, 0.224, 0.225"
     with pytest.raises(ValueError, match=rf"pictures: expected \(N, {channels}, H, W\)"):
         network.logits(torch.randn(2, channels + 1, *SIZE))
     assert network.double().logits(torch.randn(2, channels, *SIZE)).dtype == torch.float64

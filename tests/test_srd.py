@@ -230,6 +230,17 @@ def test_what_mixes_positions_linearly(layer, channels):
 
 
 @pytest.mark.parametrize(
+    "layer", (nn.Conv2d(4, 6, 3, groups=2), nn.ConvTranspose2d(4, 6, 3, 2, groups=2))
+)
+@torch.no_grad()
+def test_groups_of_several_channels(layer):
+    point = nn.Conv2d(3, 4, 1)
+    network = small(point, layer, channels=6, blocks=("1",))
+    y = point(IMAGE[None])[0]
+    agree(ways(network, IMAGE, "1"), ratios(layer, each_alone(y), layer(y[None])[0]))
+
+
+@pytest.mark.parametrize(
     "layer",
     (
         nn.MaxPool2d(3, 2, 1),
@@ -647,6 +658,11 @@ def test_products_and_what_is_held_constant():
         lambda x: torch.lerp(x, x.tanh(), 0.25),  # of two inputs, and no product
     ):
         agree(ways(small(Function(function), channels=3), IMAGE, "0"), own)
+
+    # What a softmax has weighed is no weight itself.
+    function = Function(lambda x: (x.softmax(1) * x) * x.roll(1, 3))
+    rolled = own.unflatten(1, (9, 8)).roll(1, 2).flatten(1)
+    agree(ways(small(function, channels=3), IMAGE, "0"), (own + rolled) / 2)
 
     mean = IMAGE.mean((1, 2), keepdim=True)
     share = (IMAGE * mean).sum(0).flatten() / (72 * mean.square().sum())
