@@ -128,7 +128,7 @@ def test_nearest_examples_are_those_of_the_concepts_asked_for(photographs):
 
 def test_a_graph_is_illustrated_with_what_it_was_made_of(photographs):
     network = random_network("basic")
-    pictures = load_pictures(str(photographs)).subset([3, 0, 1])
+    pictures = load_pictures(str(photographs)).subset([3, 0, 1, 3])
     pfvs = sample(network, pictures, PROFILE)
     concepts, nodes = {}, {}
     for block in PROFILE.blocks:

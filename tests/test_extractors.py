@@ -152,6 +152,20 @@ def test_dictionary_learning_finds_what_was_planted(seed):
     assert (learnt > 0.95).sum() >= 13 and (clusters > 0.95).sum() <= 6
 
 
+def test_dictionary_learning_starts_at_the_clusters_of_its_seed(monkeypatch):
+    (x, beta), seen = pfvs(), []
+    start = dictionary_learning(x, beta, 16, 3, passes=0).vectors
+    torch.testing.assert_close(start, F.normalize(extract(x, beta, 16, 3).vectors, dim=1))
+
+    def tuned(concepts, x, *, seed):
+        seen.append((concepts.block, seed))
+        return tune(concepts, x, seed=seed)
+
+    monkeypatch.setattr("gig_helpers.extractors.dictionary.tune", tuned)
+    dictionary_learning(x, beta, 16, 3, passes=2, block="layer4.2")
+    assert seen == [("layer4.2", 3)] * 2
+
+
 def test_one_pass_over_the_atoms_by_hand():
     """Each in turn fits what the others leave; one that would be longer than 1 is shortened."""
     for x, expected in (([0.5, 0.0], [0.5, 0.0]), ([3.0, 0.0], [1.0, 0.0])):

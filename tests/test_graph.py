@@ -147,6 +147,8 @@ def groups(relevance, top, shared):
     nodes = [data for _, data in graph.nodes(data=True) if data["kind"] == "concept"]
     for data in nodes:
         assert data["relevance"] == pytest.approx(m[:, data["concept"]].tolist())
+    turned = concept_graph(known, [*reversed(range(classes))], top=top, shared=shared, rest=False)
+    assert turned.graph["classes"] == [*reversed(graph.graph["classes"])]
     return {data["concept"]: data["group"] for data in nodes}
 
 

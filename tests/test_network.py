@@ -569,20 +569,25 @@ def test_shift_is_of_batch_norms_alone():
 
 
 class InRows(nn.Module):
-    """A map joined with itself, below it or in other channels."""
+    """Two maps, one below the other or in other channels."""
 
-    def __init__(self, dim, kernel):
+    def __init__(self, dim, one, other):
         super().__init__()
-        self.conv, self.dim = nn.Conv2d(3, 4, kernel), dim
+        self.one, self.other, self.dim = nn.Conv2d(3, 4, *one), nn.Conv2d(3, 4, *other), dim
 
     def forward(self, x):
-        y = self.conv(x)
-        return torch.cat([y, y.relu()], self.dim).mean((2, 3))
+        return torch.cat([self.one(x), self.other(x)], self.dim).mean((2, 3))
 
 
 def test_receptive_fields_are_squares_in_step_or_none():
-    for dim, kernel, field in ((1, 3, (3, 1, 0)), (2, 3, None), (1, (3, 1), None)):
-        network = Network(InRows(dim, kernel), device="cpu", input_size=(8, 8), blocks=["cat"])
+    for dim, one, other, field in (
+        (1, (3,), (3,), (3, 1, 0)),
+        (1, (2, 4), (2, 4, 1), (3, 4, -1)),  # of two pixels each, of which they share one
+        (2, (3,), (3,), None),
+        (1, ((3, 1),), ((3, 1),), None),
+    ):
+        model = InRows(dim, one, other)
+        network = Network(model, device="cpu", input_size=(10, 10), blocks=["cat"])
         assert network.receptive_field("cat") == field
 
 
