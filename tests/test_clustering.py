@@ -165,6 +165,18 @@ def test_more_starts_are_tighter():
     assert five > one
 
 
+def test_of_more_starts_the_one_with_the_largest_sum_of_cosines_wins():
+    x, better = np.random.default_rng(0).standard_normal((40, 6)), 0
+    for seed in range(8):
+        fits = (
+            BisectingSphericalKMeans(2, n_init=n, random_state=seed).fit(x) for n in range(1, 6)
+        )
+        gained = np.diff([mean_cosine(x, fit.labels_) for fit in fits])
+        assert (gained > -1e-12).all()
+        better += (gained > 1e-3).sum()
+    assert better > 4
+
+
 def test_seed_decides():
     x = correlated(300, 8)
     first, again, other = (
@@ -314,6 +326,13 @@ def test_equal_vectors_are_still_parted(k):
     model = BisectingSphericalKMeans(k, random_state=0).fit(x)
     assert sorted(set(model.labels_)) == list(range(k))
     np.testing.assert_allclose(model.cluster_centers_, np.tile(x[0] / np.sqrt(14), (k, 1)))
+
+
+def test_a_tie_stays_in_the_first_half():
+    x = np.array([[1.0, 0.0], [-1.0, 0.0]] * 20 + [[0.0, 1.0], [0.0, -1.0]])
+    # Of this seed the first two points are opposite, so that the others are as near to either.
+    labels = BisectingSphericalKMeans(2, random_state=1).fit(x).labels_
+    assert labels[0] != labels[1] and labels[40:].tolist() == [0, 0]
 
 
 def test_opposite_vectors():

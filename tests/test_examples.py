@@ -240,7 +240,9 @@ def test_a_name_is_of_the_concept_that_holds_its_pfv_at_any_level(photographs, t
         position = pfvs.positions(block)[row].tolist()
         return {"name": name, "block": block, "position": position} | place | other
 
-    elsewhere = {"box": [0, 0, 0.5, 0.5]}, {"position": [99, 0]}, {"block": "layer1.1"}
+    row, column = pfvs.positions(block)[0].tolist()
+    elsewhere = [{"position": place} for place in ([99, column], [row, 99])]
+    elsewhere += [{"box": [0, 0, 0.5, 0.5]}, {"block": "layer1.1"}]
     entries = [entry("first", 0), entry("last", -1)] + [entry("no", 0, **o) for o in elsewhere]
     path.write_text(json.dumps(entries))
     for level in (None, 2, 1):

@@ -245,9 +245,9 @@ def test_thirds_hold_each_class_alike_and_no_photograph_twice():
 
 
 def test_levels_too_large_for_a_third_are_left_out():
-    x, owner, classes = planted(kinds=3, photographs=30, each=2)
-    excess = agreement(x, torch.zeros(32), owner, classes, levels=(4, 40), splits=2)
-    assert excess[:, 0].isfinite().all() and excess[:, 1].isnan().all()
+    x, owner, _ = planted(kinds=3, photographs=30, each=2)  # twenty PFVs a third
+    excess = agreement(x, torch.zeros(32), owner, owner % 10, levels=(4, 10, 11, 40), splits=2)
+    assert excess[:, :2].isfinite().all() and excess[:, 2:].isnan().all()
 
 
 def test_support_by_hand():

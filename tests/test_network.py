@@ -57,6 +57,22 @@ def test_preactivation_is_the_input_of_the_blocks_last_relu():
 
 
 @torch.no_grad()
+def test_a_block_of_two_sums_ends_at_the_last():
+    model = torchvision.models.VisionTransformer(16, 4, 2, 2, 8, 16, num_classes=3).eval()
+    network = Network(randomised(model), device="cpu", input_size=(16, 16))
+    assert len(network.blocks) == 2
+    seen = {}
+    for name in network.blocks:
+        model.get_submodule(name).register_forward_hook(
+            lambda m, i, out, n=name: seen.update({n: out})
+        )
+    images = torch.randn(1, 3, 16, 16)
+    model(images)
+    for name, x in network.preactivations(images).items():
+        torch.testing.assert_close(x, seen[name])
+
+
+@torch.no_grad()
 def test_bn_shift_is_what_a_black_branch_adds():
     """With all convolutions zero, a block puts out nothing but its batch norms' shifts."""
     network = random_network("resnet50")
@@ -464,6 +480,9 @@ def test_tokens_lie_where_the_graph_puts_them_or_nowhere():
     assert {b: network.map_size(b) for b in network.blocks} == {"add": (6, 4), "add_1": (3, 2)}
     network = Network(Merged(extra=2, merges=False), device="cpu", input_size=(12, 8))
     assert {(network.map_size(b), network.placeless(b)) for b in ("add", "add_1")} == {((6, 4), 2)}
+    assert network.map_size("add", (24, 16)) == (12, 8)
+    with pytest.raises(ValueError, match="positions of add have no known place"):
+        network.map_size("add", (15, 8))  # 7 rows and 2 class tokens, or 8 and none
     cut = lambda x: x[:, 4:], lambda x: x[:, :-4], lambda x: F.pad(x, (0, 0, 0, 1))  # noqa: E731
     for sort in (windows, lambda x: x.flip(1), lambda x: x.roll(1, 1), *cut):
         model = Merged(sort, merges=False)

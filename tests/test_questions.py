@@ -86,6 +86,17 @@ def test_what_a_class_rests_on(pfvs, concepts, network):
     assert class_concepts(pfvs, concepts, 1, tolerance=0.01).equals(table), "by its number"
 
 
+def test_a_concept_is_in_use_in_a_share_of_the_photographs(pfvs, concepts, network, monkeypatch):
+    block, codes = network.blocks[-1], torch.zeros(2, 16, 5)
+    codes[0, 3, 0], codes[:, 5, 1] = -1, 2
+    monkeypatch.setattr(
+        "gig_helpers.report.questions.decompose",
+        lambda network, images, here: Decomposition(network, images, here, {block: codes}),
+    )
+    table = class_concepts(pfvs, {block: concepts[block]}, "owl")
+    assert table["in_use"].to_dict() == {(block, 0): 0.5, (block, 1): 1.0}
+
+
 def test_a_single_photograph_has_no_interval(pfvs, concepts):
     table = class_concepts(pfvs, concepts, "owl", most=1)
     assert table[["low", "high"]].isna().all(axis=None) and not table["relevance"].isna().any()
