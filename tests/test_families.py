@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from gig_helpers import METHODS, Decomposition, attribute, concept_graph, deletion_insertion
 from gig_helpers.clustering import BisectingSphericalKMeans
 from gig_helpers.concepts import concept_vectors, extract
-from gig_helpers.families import agreement, support, supported, thirds
+from gig_helpers.families import agreement, ranks, support, supported, thirds
 
 A, B = "layer3.0", "layer4.0"
 TREE = torch.tensor([0, 0, 1, 0, 3, 1, 2, 5, 4, 0, 9, 2])
@@ -50,6 +50,10 @@ def test_a_photograph_judges_twice_however_many_pfvs_it_has():
         for count in (0, 60)
     )
     assert torch.equal(few, many)
+    once = (third != 2) | (ranks(owner) == 0)
+    parts = (part[once] for part in (owner, classes))
+    first = agreement(x[once], torch.zeros(16), *parts, levels=(4, 12), splits=1)
+    assert not torch.equal(first, few), "its second one counts"
 
 
 def test_only_directions_from_beta_count():

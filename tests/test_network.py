@@ -586,6 +586,12 @@ def test_shift_is_of_batch_norms_alone():
     expected = norm.bias + scale * (model[3].bias - norm.running_mean)
     torch.testing.assert_close(network.shift("3"), expected)
 
+    norm, head = nn.BatchNorm2d(4), (nn.Flatten(), nn.Linear(144, 2))  # of no convolution
+    model = randomised(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), norm, nn.ReLU(), *head)).eval()
+    network = Network(model, device="cpu", input_size=(8, 8), blocks=["2"])
+    nothing = torch.zeros(1, 4, 1, 1)
+    torch.testing.assert_close(network.shift("2"), norm(nothing).flatten())
+
 
 class InRows(nn.Module):
     """Two maps, one below the other or in other channels."""
