@@ -79,6 +79,7 @@ def test_square_is_the_smallest_square_that_holds_the_share():
     ierf[40:60, 70:90] = 1 / 400
     top, left, side = square(ierf, 1.0)
     assert (top, left, side) == (40, 70, 20)
+    assert square(ierf, 0.3) == (44, 74, 12), "of 12² of 400 pixels, where 8² are too few"
     top, left, side = square(torch.eye(100)[99][None].expand(100, 100) / 100, 0.5)
     assert left + side <= 100 and top + side <= 100
     assert square(-torch.ones(50, 80)) == (0, 0, 50)

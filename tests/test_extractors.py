@@ -387,6 +387,7 @@ def test_nmf_rebuilds_activations_by_codes_that_are_not_negative():
 def test_principal_components_leave_what_an_svd_leaves():
     x, beta = pfvs()
     concepts = overcomplete.pca(x, beta, 4)
+    torch.testing.assert_close(concepts.beta, x.mean(0))
     centred = x - x.mean(0)
     rest = centred - centred @ concepts.vectors.T @ concepts.vectors
     assert rest.square().sum() == pytest.approx(

@@ -512,7 +512,7 @@ class Beside(nn.Module):
 
 
 def test_vectors_are_no_blocks_by_default():
-    """Neither the sum of two heads' logits nor a vector's residual blocks."""
+    """Neither the sum of two heads' logits nor a vector's residual blocks; nor a map of one."""
     with pytest.raises(ValueError, match=r"no map and no tokens.*blocks=\[…\].* out of add"):
         Network(Beside(), device="cpu", input_size=(8, 8))
     pool = nn.AdaptiveAvgPool2d(1), nn.Flatten()
@@ -520,6 +520,9 @@ def test_vectors_are_no_blocks_by_default():
     with pytest.raises(ValueError, match="name the blocks yourself.* 2, 3"):
         Network(vectors[1:], device="cpu", input_size=(1, 1))
     assert Network(vectors, device="cpu", input_size=(8, 8), blocks=["2"]).channels("2") == 8
+    layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 8, 1), nn.ReLU()
+    behind = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 5))
+    assert Network(behind, device="cpu", input_size=(8, 8)).blocks == ("0",)
 
 
 def test_models_and_cuts_that_are_none():

@@ -36,8 +36,12 @@ def test_each_step_of_a_path_is_the_largest_of_all_edges(d):
 
 def test_what_opposes_most_is_no_part_of_a_path_nor_is_the_rest(d, monkeypatch):
     brought = torch.tensor([[[-5.0, 3.0, 1.0, 9.0]]])  # three concepts, and the rest
-    monkeypatch.setattr("gig_helpers.paths.attribute", lambda *_, **__: brought)
-    assert strongest_path(d, 12) == dict.fromkeys(reversed(BLOCKS), 1)
+    asked = []
+    monkeypatch.setattr(
+        "gig_helpers.paths.attribute", lambda *_, **options: asked.append(options) or brought
+    )
+    assert strongest_path(d, 12, tolerance=0.003) == dict.fromkeys(reversed(BLOCKS), 1)
+    assert asked == [{"tolerance": t, "rest": True} for t in (0.003, 0.006, 0.006)]
 
 
 def test_a_control_path_ends_alike_and_weighs_as_much(d):

@@ -100,6 +100,10 @@ def test_a_concept_is_in_use_in_a_share_of_the_photographs(pfvs, concepts, netwo
 def test_a_single_photograph_has_no_interval(pfvs, concepts):
     table = class_concepts(pfvs, concepts, "owl", most=1)
     assert table[["low", "high"]].isna().all(axis=None) and not table["relevance"].isna().any()
+    d = decompose(pfvs.network, pfvs.pictures[[0]], concepts)  # the first of two
+    for (block, q), relevance in table["relevance"].items():
+        own = attribute(d, block, 1, tolerance=0.05)[0, 0, q]
+        assert relevance == pytest.approx(float(own), rel=1e-4, abs=1e-6)
     alone = class_concepts(pfvs, concepts, "wren", most=1)
     assert not alone["relevance"].equals(table["relevance"])
 
