@@ -162,8 +162,8 @@ def test_dictionary_learning_starts_at_the_clusters_of_its_seed(monkeypatch):
         return tune(concepts, x, seed=seed)
 
     monkeypatch.setattr("gig_helpers.extractors.dictionary.tune", tuned)
-    dictionary_learning(x, beta, 16, 3, passes=2, block="layer4.2")
-    assert seen == [("layer4.2", 3)] * 2
+    dictionary_learning(x, beta, 16, 3, passes=2, block="layer3.5")
+    assert seen == [("layer3.5", 3)] * 2
 
 
 def test_one_pass_over_the_atoms_by_hand():
@@ -186,6 +186,13 @@ def test_matching_pursuit_by_hand():
     codes = pursuit.encode(torch.tensor([[2.0, 2.0], [5.0, 1.0]]))
     # (1, 1) is 1.4 of the second and 0.16 of the first's direction; a third step finds nothing.
     torch.testing.assert_close(codes, torch.tensor([[0.08, 1.4], [1.28, 2.4]]))
+
+
+def test_the_largest_codes_are_kept_by_hand():
+    parts = {"encoder": torch.eye(3), "encoder_bias": torch.zeros(3), "kept": 2}
+    sae = overcomplete.TopKAutoencoder(torch.eye(3), torch.zeros(3), torch.zeros(1), **parts)
+    codes = sae.encode(torch.tensor([[3.0, -4.0, 1.0], [1.0, 3.0, 2.0]]))
+    assert codes.tolist() == [[3, 0, 1], [0, 3, 2]]
 
 
 def test_codes_of_nmf_are_of_what_a_relu_leaves():

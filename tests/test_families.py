@@ -246,6 +246,10 @@ def test_thirds_hold_each_class_alike_and_no_photograph_twice():
     for label in range(10):
         counts = torch.bincount(third[(owner % 10) == label], minlength=3)
         assert (counts == 12).all(), "nine photographs of four PFVs, three to each third"
+    alone = torch.arange(30)  # classes of one photograph
+    assert len(thirds(alone, alone, torch.Generator().manual_seed(0)).unique()) == 3
+    of_one = thirds(alone, 0 * alone, torch.Generator().manual_seed(0))
+    assert len(((of_one - alone) % 3).unique()) == 3, "in random order, and not in turn"
 
 
 def test_levels_too_large_for_a_third_are_left_out():
@@ -255,15 +259,17 @@ def test_levels_too_large_for_a_third_are_left_out():
 
 
 def test_support_by_hand():
-    # Four atoms: of photographs {0, 1}, {2}, {3, 4}, {5}; the third was split off the first.
-    labels = torch.tensor([0, 0, 1, 2, 2, 3])
-    photographs = torch.tensor([0, 1, 2, 3, 4, 5])
+    # Four atoms: of photographs {0, 1}, {2}, {3, 4}, {5}; the third was split off the first. Of
+    # photographs 2 and 5 there are three PFVs each.
+    labels = torch.tensor([0, 0, 1, 2, 2, 3, 1, 1, 3, 3])
+    photographs = torch.tensor([0, 1, 2, 3, 4, 5, 2, 2, 5, 5])
     table = support(
         labels, torch.tensor([0, 0, 0, 1]), photographs,
         torch.tensor([[0.1, 0.2, 0.0], [0.3, 0.2, 0.0]]).double(), levels=(2, 3, 4),
     )  # fmt: skip
     assert table["photographs"].tolist() == [2.0, 2.0, 1.0]  # torch's median is the lower one
     assert table["alone"].tolist() == [0, 0, 0.5]
+    assert table["pfvs"].tolist() == [4, 2, 2]
     assert table["excess"].tolist() == pytest.approx([0.2, 0.2, 0.0])
     # Student's t with one degree of freedom: 12.706 standard errors of 0.1.
     assert table["low"].iloc[0] == pytest.approx(0.2 - 12.706 * 0.1, abs=1e-3)

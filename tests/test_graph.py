@@ -144,12 +144,17 @@ def groups(relevance, top, shared):
     codes = torch.ones(classes, 1, k)
     known = Decomposition(Known(), torch.zeros(classes, 1, k), concepts, {"a": codes})
     graph = concept_graph(known, list(range(classes)), top=top, shared=shared, rest=False)
-    nodes = [data for _, data in graph.nodes(data=True) if data["kind"] == "concept"]
-    for data in nodes:
-        assert data["relevance"] == pytest.approx(m[:, data["concept"]].tolist())
     turned = concept_graph(known, [*reversed(range(classes))], top=top, shared=shared, rest=False)
     assert turned.graph["classes"] == [*reversed(graph.graph["classes"])]
-    return {data["concept"]: data["group"] for data in nodes}
+    nodes, again = (
+        [data for _, data in each.nodes(data=True) if data["kind"] == "concept"]
+        for each in (graph, turned)
+    )
+    for data in nodes:
+        assert data["relevance"] == pytest.approx(m[:, data["concept"]].tolist())
+    found, same = ({data["concept"]: data["group"] for data in each} for each in (nodes, again))
+    assert found == same, "groups go by class, whichever comes first"
+    return found
 
 
 def test_choice_by_hand():

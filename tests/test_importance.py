@@ -23,6 +23,7 @@ def by_hand():
 def test_importance_of_a_linear_network(by_hand, name):
     relevance = attribute(by_hand, "a", [0, 1], method=name)
     torch.testing.assert_close(relevance[:, :1], GAMMA)
+    torch.testing.assert_close(attribute(linear(-U, V), "a", 0, method=name), -GAMMA)
     assert (relevance[:, 1] == 0).all()
     # Σ_p u_pq ⟨A v_q, (0, 1)⟩
     brought = attribute(by_hand, "a", ("b", 0), method=name)

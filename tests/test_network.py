@@ -470,6 +470,19 @@ class Merged(nn.Module):
         return self.head(self.attended(x).mean(1))
 
 
+class AlongTokens(nn.Module):
+    """As mixers do: what a linear layer along the tokens brings is added to them."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix = nn.Conv2d(3, 8, 2, 2), nn.Linear(24, 24)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2)
+        return self.head((x + self.mix(x)).mean(2))
+
+
 def windows(x):
     """Places of a map of 6 × 4, two rows and two columns at a time."""
     return x.reshape(x.shape[0], 3, 2, 2, 2, 8).transpose(2, 3).reshape(x.shape[0], 24, 8)
@@ -483,14 +496,39 @@ def test_tokens_lie_where_the_graph_puts_them_or_nowhere():
     assert network.map_size("add", (24, 16)) == (12, 8)
     with pytest.raises(ValueError, match="positions of add have no known place"):
         network.map_size("add", (15, 8))  # 7 rows and 2 class tokens, or 8 and none
-    cut = lambda x: x[:, 4:], lambda x: x[:, :-4], lambda x: F.pad(x, (0, 0, 0, 1))  # noqa: E731
-    for sort in (windows, lambda x: x.flip(1), lambda x: x.roll(1, 1), *cut):
+    network = Network(AlongTokens(), device="cpu", input_size=(12, 8), blocks=["add"])
+    assert network.map_size("add") == (6, 4), "where the shortcut lies"
+    for sort in (windows, lambda x: x.flip(1), lambda x: x.roll(1, 1), lambda x: x[:, 4:]):
         model = Merged(sort, merges=False)
         network = Network(model, device="cpu", input_size=(12, 8), blocks=["embed", "add"])
         assert network.map_size("embed") == (6, 4)
         with pytest.raises(ValueError, match="positions of add have no known place"):
             network.map_size("add")
         assert "add" not in Network(model, device="cpu", input_size=(12, 8)).blocks
+    for sort in (
+        lambda x: x[:, :-4],
+        lambda x: F.pad(x, (0, 0, 0, 1)),
+        lambda x: (x @ x.mT).softmax(-1) @ x,
+        lambda x: x + x.flip(1),
+    ):
+        model = Merged(sort, merges=False)
+        network = Network(model, device="cpu", input_size=(12, 8), blocks=["add"])
+        with pytest.raises(ValueError, match="positions of add have no known place"):
+            network.map_size("add")
+
+
+class OneByOne(nn.Module):
+    """Between its first layer and its last it takes pictures' tokens as one list."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.layer = nn.Conv2d(3, 4, 2, 2), nn.Linear(4, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        tokens = self.embed(x).flatten(2).mT
+        y = self.layer(tokens.reshape(-1, 4)).relu()
+        return self.head(y.reshape(-1, tokens.shape[1], 4).mean(1))
 
 
 class Beside(nn.Module):
@@ -533,6 +571,12 @@ def test_models_and_cuts_that_are_none():
         Network(model, device="cpu", blocks=["layer1.0.conv1"], input_size=(64, 64))
     with pytest.raises(KeyError, match="'layer9' is no part of the model; choose from"):
         Network(model, device="cpu", blocks=["layer9"], input_size=(64, 64))
+    with pytest.raises(KeyError, match="'layer' is no cut point"):
+        Network(OneByOne(), device="cpu", blocks=["layer"], input_size=(8, 8))
+    heads = nn.Flatten(2), nn.Unflatten(1, (2, 2)), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)
+    with pytest.raises(KeyError, match="'3' is no cut point"):  # its channels are two dimensions
+        of_heads = nn.Sequential(nn.Conv2d(3, 4, 2, 2), *heads)
+        Network(of_heads, device="cpu", blocks=["3"], input_size=(8, 8))
     with pytest.raises(ValueError, match="2 names for 1000 classes"):
         Network(model, device="cpu", classes=("a", "b"), input_size=(64, 64))
     network = Network(tokens(rows=16), device="cpu", input_size=(8, 8))
@@ -559,6 +603,9 @@ def test_blocks_by_any_name():
     torch.testing.assert_close(mine["layer2.0"], expected["layer2.0"])
     stem = model.maxpool(model.bn1(model.conv1(images)).relu())
     torch.testing.assert_close(mine["maxpool"], stem)
+    turned = network.preactivations(images, ["layer2.0", "maxpool"])
+    assert [*turned] == ["maxpool", "layer2.0"]
+    torch.testing.assert_close(turned["layer2.0"], mine["layer2.0"])
     again = network.double()
     assert again.blocks == network.blocks and again.classes == network.classes
 

@@ -243,7 +243,7 @@ def test_groups_of_several_channels(layer):
 @pytest.mark.parametrize(
     "layer",
     (
-        nn.MaxPool2d(3, 2, 1),
+        nn.MaxPool2d((3, 2), 2, (1, 0)),
         nn.MaxPool2d((2, 3), (4, 2), 0, (3, 1), ceil_mode=True),  # of rows and of columns
         nn.MaxPool2d((2, 3), 1, 0, 2),
     ),
