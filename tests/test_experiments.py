@@ -51,7 +51,6 @@ from gig_helpers import (
 from gig_helpers.curves import Curve, Curves
 from gig_helpers.data import artifacts, profiles
 from gig_helpers.data.paper import PAPER
-from gig_helpers.data.weights import Preprocessing
 from gig_helpers.report.statistics import compare, interval
 from gig_helpers.report.studies import WRONG_TARGET
 
@@ -74,7 +73,7 @@ def small(network, pictures, folder, tmp_path, monkeypatch):
         evaluation_targets=2, bracket=0.5, per_image=8, pfvs_per_concept=10, families=None,
     )  # fmt: skip
     few = replace(
-        pictures.subset(range(0, len(pictures), 5)), preprocessing=Preprocessing(112, 112)
+        pictures.subset(range(0, len(pictures), 5)), preprocessing=Preprocessing(160, 160)
     )
     return run.Run(profile, network, few)
 
