@@ -72,10 +72,7 @@ def small(network, pictures, folder, tmp_path, monkeypatch):
         profiles.get("quick"), blocks=BLOCKS, evaluation_pictures=3, gap=0.5,
         evaluation_targets=2, bracket=0.5, per_image=8, pfvs_per_concept=10, families=None,
     )  # fmt: skip
-    few = replace(
-        pictures.subset(range(0, len(pictures), 5)), preprocessing=Preprocessing(160, 160)
-    )
-    return run.Run(profile, network, few)
+    return run.Run(profile, network, pictures.subset(range(0, len(pictures), 5)))
 
 
 def written(name):
