@@ -32,7 +32,7 @@ def assert_every_pair_equals_the_full_pass(network, images):
         assert (network.logits_from(full[block], block) - logits).norm() <= 1e-5 * logits.norm()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnext50_32x4d"])
 def test_every_pair_of_blocks_equals_the_full_pass(name):
     assert_every_pair_equals_the_full_pass(random_network(name), torch.randn(2, 3, 64, 64))
 
