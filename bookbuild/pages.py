@@ -238,7 +238,7 @@ def _provenance() -> str:
         "",
         "Written by the build: what the chapters of these pages ran on, and for how long. A "
         "forward pass is one of one picture through the profile's network, in a batch of eight, "
-        "measured just before the chapter ran.",
+        "measured just before the chapter ran and just after it.",
         "",
         "| Chapter | Seconds | Milliseconds of a forward pass | Forward passes |",
         "|---|---:|---:|---:|",

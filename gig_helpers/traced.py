@@ -371,7 +371,7 @@ class _Building:
         own = inputs[0].meta["channels"]
         if "conv" in name or name in ("batch_norm", "group_norm", "instance_norm"):
             return (1,)
-        if "pool" in name:
+        if "pool" in name or "pad" in name:
             return own
         if name in ("linear", "layer_norm", "rms_norm"):
             # The channels stay where they are, even where a layer mixes positions.

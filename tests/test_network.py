@@ -292,6 +292,14 @@ def test_a_head_that_is_no_layer(classes):
     torch.testing.assert_close(maps["body.4"].sum((1, 2)), logits.amax(1), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("value", (0.0, 3.0))
+def test_what_pads_a_map_is_a_cut_point_as_the_map_is(value):
+    layers = nn.Conv2d(3, 4, 3), nn.ConstantPad2d((2, 1, 1, 1), value), nn.Conv2d(4, 5, 3)
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = Network(model, device="cpu", input_size=(8, 8), blocks=["0", "1", "2"])
+    assert (network.channels("1"), network.own_size("1")) == (4, (8, 9))
+
+
 def test_class_vectors_are_rows_of_classes_or_nothing():
     """Behind it may come what moves no class; a layer of other rows is none."""
     conv = nn.Conv2d(3, 5, 1)

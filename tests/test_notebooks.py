@@ -210,6 +210,14 @@ def test_a_chapter_starts_in_a_plain_kernel_where_the_server_fails(folder, tmp_p
     assert parents[0] != os.getpid() == parents[1]
 
 
+def test_a_pass_is_timed_before_a_chapter_and_after_it(folder, tmp_path, monkeypatch):
+    timed = iter((0.1, 0.4))
+    monkeypatch.setattr(execute, "forward_pass", lambda: next(timed))
+    chapter = save_notebook(tmp_path / "99_timed.ipynb", "1")
+    execute.execute(chapter)
+    assert execute.stamp(chapter)["pass"] == 0.25
+
+
 def test_costs_are_ratios_to_the_forward_pass(folder, tmp_path, monkeypatch):
     made = [save_notebook(tmp_path / f"{number}.ipynb", "1") for number in (1, 2)]
     monkeypatch.setattr(execute, "chapters", lambda: made)

@@ -5,13 +5,13 @@ import signal
 from pathlib import Path
 
 import torch
-from conftest import processes, random_network, save_pictures
+from conftest import processes, save_pictures, tiny_network
 
 from gig_helpers import Profile, decompose, fit_concepts, load_pictures, sample
 from gig_helpers.report.studies import study
 
 PROFILE = Profile(
-    blocks=("layer2.1", "layer4.0"),
+    blocks=("0", "3"),
     per_image=6,
     batch_size=2,
     pfvs_per_concept=4,
@@ -35,7 +35,7 @@ def _chain(folder: Path, photographs: Path, writes: int | None) -> None:
         rename(source, target)
 
     os.replace = replace_or_die
-    network = random_network("basic", layers=(1, 2, 1, 1))
+    network = tiny_network()
     pictures = load_pictures(str(photographs))
     pfvs = sample(network, pictures, PROFILE)
     d = decompose(
