@@ -71,3 +71,100 @@ def test_better_everywhere_is_what_the_table_says(monkeypatch):
     pairs[1]["gig_minus"] = pairs[1]["gig_minus"] | {"gradient": minus | {"bracket": 0.6}}
     *_, (_, evidence, word) = verdicts._pairs()
     assert word == "holds at 1.2 → 2.3" and "*not decided* at 2.3 → 3.0" in evidence
+
+
+READ = {
+    "classes": lambda row, path: "probability/gig_minus" in path,
+    "rivals": lambda row, path: "probability" in path,
+    "early": lambda row, path: "insertion" in path,
+    "readings": lambda row, path: "gig_minus" in path,
+    "edges": lambda row, path: (
+        (row["of"], row["target"] != "class") == ("families", True)
+        and path.startswith(("/ranks", "/patched"))
+    ),
+    "transfer": lambda row, path: path.startswith("/ranks"),
+    "circuits": lambda row, path: row["what"] == "faithful",
+    "watermarks": lambda row, path: (
+        ("pairs" in path or "probability" in path)
+        if row["mark"] == "the one learnt"
+        else "classes" not in path
+    ),
+    "latents": lambda row, path: row["extractor"] == "sae" and path.endswith("suspects, 3"),
+    "planted": lambda row, path: row["planted"],
+    "concepts": lambda row, path: (
+        not row["at_level"] and path.endswith(("left_out/minus_ours", "own_codes/minus_ours"))
+    ),
+    "fewer": lambda row, path: row["photographs"] < 1000,
+    "sampling": lambda row, path: "drawn by contribution" in path,
+    "controls": lambda row, path: "likeness of classes/apart/blind less any" in path,
+}
+"""Which paired differences of a file lie above 0 where all is as the paper and the book claim."""
+
+
+def turned(part, row, above, path=""):
+    """A row whose paired differences are 1 or −1, as they should be."""
+    if not isinstance(part, dict):
+        return part
+    if "p_value" in part:
+        mean = 1.0 if above(row, path) else -1.0
+        return {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "p_value": 0.01}
+    return {name: turned(of, row, above, f"{path}/{name}") for name, of in part.items()}
+
+
+def test_every_claim_reads_what_it_says_and_in_its_own_direction(monkeypatch):
+    real = verdicts.artifacts.recorded
+
+    def recorded(name):
+        above = READ.get(name, lambda row, path: True)
+        file = real(name)
+        return file | {"rows": [turned(row, row, above) for row in file["rows"]]}
+
+    monkeypatch.setattr(verdicts.artifacts, "recorded", recorded)
+    by_shares = (verdicts._controls, verdicts._families)
+    parts = [part for _, parts in verdicts.ASKED for part in parts if part not in by_shares]
+    rows = [*(row for part in parts for row in part()), next(verdicts._controls())]
+    at_level = {claim for claim, *_ in rows if claim.endswith("as many as families")}
+    found = {claim for claim, _, word in rows if word != "holds"}
+    assert len(rows) > 40 and len(at_level) == 5 and found == at_level
+    assert {word for claim, _, word in rows if claim in at_level} == {"does not hold"}
+
+
+def test_what_is_too_small_is_so_by_what_is_measured(monkeypatch):
+    small = {"mean": 0.004, "low": 0.002, "high": 0.006, "p_value": 0.01}
+    tests = {"layer1.2": Comparison.of(small)}
+    words = [verdicts._judged("", tests, "", measured)[-1] for measured in ("area", "")]
+    assert words == ["too small to matter", "holds"]
+    row = {"block": "b", "gig_minus": dict.fromkeys(("gradient", "activation"), small)}
+    row["order, logit less probability"] = small
+    for high, word in ((0.006, "too small to matter"), (0.5, "not decided")):
+        row["gig_minus"]["gradient"] = small | {"high": high}
+        monkeypatch.setattr(verdicts.artifacts, "recorded", lambda name: {"rows": [row]})
+        assert next(verdicts._readings())[-1] == word, "correlations of 1 to the second digit"
+
+
+def test_relevance_falls_apart_where_no_interval_reaches_a_likeness(monkeypatch):
+    apart = {"likeness of classes": {"apart": {"blind less any": BETTER.__dict__}}}
+    again = {"another seed": 0.1, "other photographs": 0.6, "blind": 0.2}
+    base = [{"control": "members", "block": "layer1.2"} | apart] + [
+        {"control": "stability", "block": "layer1.2", "of": of, "again": share}
+        for of, share in again.items()
+    ]
+    near, far = {"mean": 0.1, "high": 0.2}, {"mean": 0.1, "high": 0.3}
+    cases = {"holds": (near, near), "holds of signs": (near, far), "does not hold": (far, near)}
+    for word, (signed, absolute) in cases.items():
+        shuffled = [{"signed": near, "absolute": near}, {"signed": signed, "absolute": absolute}]
+        rows = base + [{"control": "shuffled weights"} | of for of in shuffled]
+        monkeypatch.setattr(verdicts.artifacts, "recorded", lambda name, rows=rows: {"rows": rows})
+        *_, relevance, atoms = verdicts._controls()
+        assert relevance[-1] == word
+        assert atoms[-1] == "holds" and "60% at 1.2" in atoms[1] and "10% to 10%" in atoms[1]
+
+
+def test_families_count_by_all_photographs(monkeypatch):
+    rows = [{"block": f"layer{n}.0", "photographs": of, "supported": level, "levels": []}
+            for n, levels in ((1, (None, 8)), (2, (8, 16)), (3, (16, None)))
+            for of, level in zip((1, 2), levels, strict=True)]  # fmt: skip
+    file = {"rows": rows, "settings": {"floor": 0.1}}
+    monkeypatch.setattr(verdicts.artifacts, "recorded", lambda name: file)
+    ((_, evidence, word),) = verdicts._families()
+    assert word == "holds at 1.0, 2.0" and "8 at 1.0, 16 at 2.0; at 2 of 3" in evidence
