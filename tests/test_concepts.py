@@ -1,6 +1,7 @@
 """concepts.py: averages of clusters, codes and back, their λ, and what they are found again by."""
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from gig_helpers import (
     load_pictures,
     sample,
 )
+from gig_helpers import concepts as concepts_module
 from gig_helpers.clustering import BisectingSphericalKMeans
 from gig_helpers.concepts import (
     concept_vectors,
@@ -344,3 +346,44 @@ def test_the_level_is_the_profiles_or_the_datas(sampled, artifacts_folder):
     alone = replace(sampled, pictures=replace(sampled.pictures, paths=("a.png",) * 8))
     with pytest.warns(UserWarning, match="support no number of families, so the smallest tried, 4"):
         assert fit_concepts(alone, profile)[block].level == 4
+
+
+def test_levels_are_supported_by_the_photographs_that_made_the_concepts(monkeypatch):
+    """Eight photographs of two views and a PFV each, of which every fourth is held out."""
+    ids, classes, asked = torch.arange(16), torch.arange(16) % 5, []
+    out = ids // 2 % 4 == 0
+    pfvs = SimpleNamespace(
+        pictures="all", photographs=ids // 2, picture_ids=lambda block: ids,
+        classes=lambda: classes, vectors=lambda block: ids[:, None].float(),
+        held_out=lambda block: out, count=lambda block: 16,
+    )  # fmt: skip
+
+    def agreement(x, beta, photographs, classes):
+        asked.append((x[:, 0].long(), photographs, classes))
+        return torch.zeros(5, len(families.LEVELS))
+
+    found_anew = concepts_module._agreement.__wrapped__
+    monkeypatch.setattr(concepts_module, "_agreement", found_anew)
+    monkeypatch.setattr(families, "agreement", agreement)
+    monkeypatch.setattr(families, "support", lambda labels, parents, of, excess: (of, len(excess)))
+    concepts = Concepts(torch.eye(2), torch.zeros(2), ids[~out] % 2, parents=torch.zeros(2).int())
+    for small, splits in ((6, 5), (7, 0)):
+        monkeypatch.setattr(families, "SMALL", small)
+        photographs, found = support_of(pfvs, concepts, held_out=True)
+        assert torch.equal(photographs, ids[~out] // 2) and found == splits
+    ((kept, photographs, of_class),) = asked
+    assert torch.equal(kept, ids[~out]) and torch.equal(photographs, kept // 2)
+    assert torch.equal(of_class, classes[~out])
+
+
+def test_a_fit_without_some_photographs_asks_the_others_for_its_level(
+    sampled, artifacts_folder, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(concepts_module, "support_of", lambda *_, held_out: asked.append(held_out))
+    monkeypatch.setattr(families, "supported", lambda table: 3)
+    profile = replace(PROFILE, families="supported")
+    for held_out in (False, True):
+        found = fit_concepts(sampled, profile, BLOCKS[1:], held_out=held_out)
+        assert found[BLOCKS[1]].level == 3
+    assert asked == [False, True]
