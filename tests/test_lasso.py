@@ -325,3 +325,17 @@ def test_wanted_nonzeros_are_the_papers_or_a_share_of_few_concepts():
     assert wanted_nonzeros("blocks.3", 416, channels=32) == 2
     with pytest.raises(KeyError):
         wanted_nonzeros("blocks.3", 416)
+
+
+def test_what_is_not_solved_is_as_far_as_it_came():
+    generator = torch.Generator().manual_seed(0)
+    x, vectors = (torch.randn(n, 20, generator=generator).double() for n in (5, 60))
+    with pytest.warns(ConvergenceWarning):
+        codes = lasso_codes(x, vectors, 0.1, tol=1e-12, max_iter=1)
+    reached, nothing = (objective(x, vectors, u, 0.1) for u in (codes, 0 * codes))
+    assert (reached < nothing).all()
+
+
+def test_a_gap_is_the_same_on_the_other_side():
+    x, none = torch.tensor([[3.0], [-3.0]]), torch.zeros(2, 1)
+    assert duality_gap(x, torch.eye(1), none, 1.0).tolist() == pytest.approx([4 / 9] * 2)

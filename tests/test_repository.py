@@ -238,3 +238,11 @@ def test_the_api_pages_list_every_module_once():
     nothing = {"gig_helpers.data", "gig_helpers.report", "gig_helpers.report.__main__"}
     assert sorted(listed) == sorted({"gig_helpers", *MODULES} - nothing)
     assert set(re.findall(r"<(gig_helpers\S*)>`", pages[0])) == {*listed} - {"gig_helpers"}
+
+
+def test_no_key_lacks_what_a_result_depends_on():
+    """Batch sizes aside, and what only helps to find it."""
+    files = [*ROOT.glob("gig_helpers/**/*.py"), *ROOT.glob("experiments/*.py")]
+    text = "".join(file.read_text(encoding="utf-8") for file in files)
+    found = re.findall(r"@artifacts\.cached\(.*?ignore=(.*)\)", text)
+    assert {*found} == {'("batch_size",)', '("maps",)', '("fitted",)'}
