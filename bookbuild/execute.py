@@ -9,12 +9,14 @@ or is killed leaves what it has made in ``unfinished/``, and the earlier copy an
 
 import hashlib
 import json
+import math
 import os
 import sys
 import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import papermill
 from filelock import FileLock
@@ -29,6 +31,12 @@ CELL_TIMEOUT = {"quick": 1800}
 """Seconds a cell may take, by profile; the larger ones run for hours and have no limit."""
 ALL, PASSES, PASSES_EACH = "all chapters", 7500, 1000
 """What the quick run may cost in forward passes of one picture, whatever the machine."""
+
+
+RECENT = 10
+"""Seconds after which a machine's speed is measured again."""
+
+_latest = SimpleNamespace(seconds=math.nan, at=-math.inf)
 
 
 def profile() -> str:
@@ -132,7 +140,8 @@ def execute(chapter: Path) -> Path:
         if _is_made_from(chapter, wanted):  # while this one waited
             return copy
         print(f"{chapter.stem}: running (profile {profile()})", flush=True)
-        before = forward_pass()
+        # Measured just now behind the chapter before this one, if there was one.
+        before = _latest.seconds if time.monotonic() - _latest.at < RECENT else forward_pass()
         start = time.monotonic()
         try:
             papermill.execute_notebook(
@@ -146,7 +155,8 @@ def execute(chapter: Path) -> Path:
         except Exception as error:
             raise RuntimeError(f"{chapter.stem} failed: {unfinished} ends where it did") from error
         seconds = round(time.monotonic() - start, 1)
-        one_pass = (before + forward_pass()) / 2
+        _latest.seconds, _latest.at = forward_pass(), time.monotonic()
+        one_pass = (before + _latest.seconds) / 2
         made = {"key": wanted, "profile": profile(), "seconds": seconds, "pass": one_pass}
         stamped = unfinished.with_suffix(".json")
         stamped.write_text(json.dumps(made))

@@ -435,7 +435,7 @@ def _controls() -> Iterator[Row]:
     likeness = {block: row["likeness of classes"]["apart"] for block, row in members.items()}
     tests = {block: Comparison.of(apart["blind less any"]) for block, apart in likeness.items()}
     claim = "A concept is more than its card: its other PFVs are of classes alike too"
-    yield _judged(claim, tests, "held out, chapter 8; each block's own interval", "likeness")
+    yield _judged(claim, tests, "held out, chapter 8", "likeness")
     shuffled = [row for row in rows if row["control"] == "shuffled weights"]
     signed, sizes = (
         f"{min(means):.2f} to {max(means):.2f}"

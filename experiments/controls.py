@@ -102,10 +102,11 @@ def members(run: Run, concepts: Concepts) -> dict[str, Any]:
             first, second = classes[chosen][torch.triu_indices(MEMBERS, MEMBERS, 1)]
             likeness[name].append(float((first * second).sum(dim=1).mean()))
     result: dict[str, Any] = {"control": "members", "block": block, "concepts": len(enough)}
+    places = len(run.chain)
     for title, table in {"cosine": cosine, "likeness of classes": likeness}.items():
         arms = {name: torch.tensor(values) for name, values in table.items()}
-        apart = {name: minus(arms["nearest"], arms[name]) for name in names[1:]}
-        apart["blind less any"] = minus(arms["drawn blindly"], arms["of any concept"])
+        apart = {name: minus(arms["nearest"], arms[name], places) for name in names[1:]}
+        apart["blind less any"] = minus(arms["drawn blindly"], arms["of any concept"], places)
         result[title] = means(arms) | {"apart": apart}
     return result
 
@@ -140,9 +141,10 @@ def _apart(run: Run, network: Network, block: str, stage: str) -> dict[str, Any]
     measured = []
     for u, *both in zip(d.codes[block].cpu(), *relevance, strict=True):
         own, other = (each[u.any(dim=0)] for each in both)
-        common = set(own.topk(10).indices.tolist()) & set(other.topk(10).indices.tolist())
+        first = min(10, len(own))  # of the concepts that a picture uses
+        common = {*own.topk(first).indices.tolist()} & {*other.topk(first).indices.tolist()}
         ranks = spearmanr(own, other), spearmanr(own.abs(), other.abs())
-        measured.append([*(float(r.statistic) for r in ranks), len(common) / 10])
+        measured.append([*(float(r.statistic) for r in ranks), len(common) / first])
     names = "signed", "absolute", "first ten in common"
     arms = dict(zip(names, torch.tensor(measured).T, strict=True))
     return {"control": "shuffled weights", "block": block, "down to": stage} | means(arms)

@@ -135,9 +135,9 @@ class Run:
 
     def right_by_class(self) -> dict[int, list[int]]:
         """Pictures that the network gets right, by their class."""
-        by_class: dict[int, list[int]] = {}
+        by_class, said = dict[int, list[int]](), self.pfvs.predictions().tolist()
         for i in self.pfvs.right():
-            by_class.setdefault(int(self.pfvs.predictions()[i]), []).append(i)
+            by_class.setdefault(said[i], []).append(i)
         return by_class
 
 

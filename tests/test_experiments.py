@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import networkx as nx
 import pytest
 import torch
-from conftest import random_decomposition, random_network
+from conftest import random_decomposition, random_network, tiny_network
 from imagenet_w import AddWatermark
 from linear import U, V, linear
 
@@ -79,23 +79,22 @@ def written(name):
     return json.loads((run.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def fields(part, but=()):
+def fields(part):
     """Names of all fields, nested as in the file; of what is by method or step, the first's."""
     if isinstance(part, list):
-        return fields(part[0], but)
+        return fields(part[0])
     if not isinstance(part, dict):
         return None
     by_name = {"orders", "gig_minus", "seconds_per_picture"}
     return {
-        key: fields(next(iter(value.values())) if key in by_name else value, but)
+        key: fields(next(iter(value.values())) if key in by_name else value)
         for key, value in part.items()
-        if key not in but
     }
 
 
 def confidences(rows):
     """Levels of all paired differences of a file: how many places are read together."""
-    return {record["confidence"] for record in kept_values(rows) if "confidence" in record}
+    return {record["confidence"] for record in intervals(rows) if "confidence" in record}
 
 
 @pytest.fixture
@@ -205,22 +204,28 @@ def test_a_pairs_curves_are_means_over_targets_and_all_pairs_are_read_together(k
     ends, y = torch.tensor([0.0, 1.0]).expand(3, 2, 2), torch.rand(3, 2, 2)
     curves = Curves(*(Curve(ends, by * y, torch.zeros(3, 2)) for by in (1, 3)))
     scores = {"projection": curves}
-    made = SimpleNamespace(curves={"gig": scores}, gaps={"gig": torch.zeros(1)})
+    made = SimpleNamespace(curves={"gig": scores}, gaps={"gig": torch.tensor([0.5, 0.25])})
     asked = []
     stubs = {"decompose": None, "present_targets": None, "study": made, "seconds_per_picture": {}}
     for name, value in stubs.items():
         monkeypatch.setattr(interlayer, name, lambda *_, value=value: value)
     monkeypatch.setattr(interlayer, "summary", lambda *given: asked.append(given) or {})
-    concepts = Concepts(torch.eye(2), torch.zeros(2), torch.arange(2), lam=1.0)
+    sizes = dict(zip("abcd", (2, 3, 4, 5), strict=True))
+    eyes = {b: torch.eye(k) for b, k in sizes.items()}
+    of = {b: Concepts(v, v[0], torch.arange(len(v)), lam=len(v)) for b, v in eyes.items()}
     interlayer.make(
         SimpleNamespace(
-            profile=Profile(), chain=[*"abcd"], network=None, concepts=lambda block: concepts,
+            profile=Profile(), chain=[*"abcd"], network=None, concepts=of.get,
             evaluated=lambda most: (torch.zeros(3), [0, 1, 2]),
         )
     )  # fmt: skip
     assert [(row["source"], row["target"]) for row in kept["interlayer"]] == [
         *itertools.pairwise("abcd")
     ]
+    pairs = [[sizes[a], sizes[b]] for a, b in itertools.pairwise("abcd")]
+    for name in ("k", "lambda"):
+        assert [row[name] for row in kept["interlayer"]] == pairs
+    assert all(row["gap"] == 0.5 for row in kept["interlayer"])
     for of_orders, places in asked:
         torch.testing.assert_close(of_orders["gig"].gain(), curves.gain().mean(dim=1))
         assert places == 3
@@ -255,14 +260,14 @@ def test_rivals_are_as_many_as_families(small, monkeypatch):
     assert all(set(row["agreement"]["orders"]) == {"gig"} for row in rows)
 
 
-def kept_values(part):
-    """Every mean of a file that keeps the values it was made from."""
+def intervals(part):
+    """Every mean of a file that has an interval."""
     if isinstance(part, list):
-        yield from itertools.chain.from_iterable(map(kept_values, part))
+        yield from itertools.chain.from_iterable(map(intervals, part))
     elif isinstance(part, dict):
-        if "each" in part:
+        if {"mean", "low"} <= part.keys():
             yield part
-        yield from kept_values([*part.values()])
+        yield from intervals([*part.values()])
 
 
 def each_of(kept):
@@ -274,16 +279,14 @@ def each_of(kept):
     return torch.tensor(kept).double()
 
 
-FILES = (
-    "circuits", "classes", "concepts", "controls", "early", "edges", "fewer", "interlayer",
-    "latents", "other_shortcut", "paths", "planted", "readings", "rivals", "shortcut", "watermarks",
-)  # fmt: skip
+FILES = {path.stem for path in run.RESULTS.glob("*.json")} - {"graphs", "growth", "scale"}
+"""Of means over photographs; the others hold single graphs, and seconds."""
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", sorted(FILES))
 def test_recorded_intervals_follow_from_the_values_that_are_kept(name):
-    found = [*kept_values(artifacts.recorded(name)["rows"])]
-    assert found
+    found = [*intervals(artifacts.recorded(name)["rows"])]
+    assert found and all("each" in record for record in found)
     for record in random.Random(0).sample(found, min(40, len(found))):
         each = each_of(record["each"])
         again = interval(each, record.get("confidence", 0.95))
@@ -300,6 +303,23 @@ def test_intervals_of_places_that_are_read_together_are_wider():
         assert (found["low"], found["high"]) == pytest.approx((wanted.low, wanted.high))
     arms = {"one": values, "other": 0 * values}
     assert run.minus_others(arms, "one", 10)["other"] == found
+
+
+def test_an_encoders_directions_are_coded_by_the_pfvs_that_made_them(monkeypatch):
+    class Encoder:
+        def dictionary(self):
+            return "directions"
+
+    monkeypatch.setattr(rivals, "Encoded", Encoder)
+    monkeypatch.setattr(rivals, "tune", lambda *given, seed: (*given, seed))
+    encoder = Encoder()
+    given = SimpleNamespace(
+        concepts=lambda block, name, k: encoder if name == "sae" else name,
+        kept=lambda block, k=None: (block, k), profile=Profile(seed=5),
+    )  # fmt: skip
+    asked = [("sae", "lasso"), ("sae", "own"), ("pca", "lasso")]
+    found = [rivals._coded_by(given, "b", *each, 8) for each in asked]
+    assert found == [("directions", ("b", 8), 5), encoder, "pca"]
 
 
 def test_errors_are_measured_on_one_pfv_of_a_photograph(small):
@@ -366,6 +386,71 @@ def test_one_choice_is_changed_at_a_time(small, monkeypatch):
     assert sums["with all"] < sums["alone"], "the others speak against the class"
 
 
+def test_what_helpful_concepts_promise_and_what_they_bring():
+    network = tiny_network()
+    block = network.blocks[-1]
+    d = random_decomposition(network, {block: network.map_size(block)[0]}, 1)
+    find, here, u = early._relevance.__wrapped__, d.concepts[block], d.codes[block]
+    found = find(d, block, 1, 0.05, {}, 8)
+    relevance = attribute(d, block, 1, tolerance=0.05)
+    torch.testing.assert_close(found["relevance"], relevance)
+    above, helps = network.segment(block), relevance[0] > 0
+    assert 0 < helps.sum() < len(here)
+    none, alone, whole = (above(here.decode(codes))[0, 1] for codes in (0 * u, u * helps, u))
+    sums = {"promised": relevance[relevance > 0].sum(), "alone": alone - none}
+    for name, value in (sums | {"with all": whole - none}).items():
+        torch.testing.assert_close(found[name], value)
+    drawn = find(d, block, 1, 0.05, {"method": "random in use"}, 8)["relevance"]
+    assert torch.equal(drawn, attribute(d, block, 1, method="random in use", seed=1))
+
+
+def test_one_concept_of_twenty_is_held_the_most_used(monkeypatch):
+    """Concept j is in use at j of twenty positions."""
+    codes, asked = (torch.arange(20)[:, None] < torch.arange(20)).float()[None], []
+
+    class Coded:
+        def __getitem__(self, rows):
+            return self
+
+    Coded.codes = {"b": codes}
+    curves = curves_of(1, 0.01)[:, None]
+    stubs = {
+        "decompose": lambda *_: Coded(), "replace": lambda d, concepts: d,
+        "_relevance": lambda *_: {"relevance": -torch.ones(1, 1, 20)},
+        "_curves": early._curves.__wrapped__,
+        "deletion_insertion": lambda d, block, label, order, *, batch_size, **options:
+            asked.append((order.unique().tolist(), options)) or {"agreement": curves},
+    }  # fmt: skip
+    for name, value in stubs.items():
+        monkeypatch.setattr(early, name, value)
+    concepts = Concepts(torch.eye(20), torch.zeros(20), torch.arange(20), "b", lam=1.0)
+    given = SimpleNamespace(
+        network=None, profile=Profile(), concepts=lambda block: concepts,
+        evaluated=lambda most: (torch.zeros(1), [0]),
+    )  # fmt: skip
+    for name in ("nothing", "order by size, |Γ|", "what the Lasso leaves kept"):
+        assert early._of_arm(given, "b", early.ARMS[name])[0]["held"] == 0
+    assert [order for order, _ in asked] == [[-1], [1], [-1]]
+    options = [(given["residual"], given["held"]) for _, given in asked]
+    assert options == [(False, None), (False, None), (True, None)]
+    about, areas, _ = early._of_arm(given, "b", early.ARMS["the most used held"])
+    held = asked[-1][1]["held"]
+    assert about["held"] == 1 and held.nonzero().tolist() == [[19]]
+    assert asked[-1][1]["tolerance"] == early.BRACKET
+    gain = areas["insertion"] - areas["deletion"]
+    assert torch.equal(areas["difference"], gain) and areas["kept"] == curves.insertion.y[0, 0, -1]
+
+
+def test_concepts_around_the_mean_are_made_and_coded_there(monkeypatch):
+    x = torch.tensor([[1.0], [3.0]])
+    monkeypatch.setattr(early, "extract", lambda x, beta, k, seed, block: (beta.item(), k, seed))
+    monkeypatch.setattr(early, "tune", lambda made, x, seed: (made, len(x), seed))
+    given = SimpleNamespace(
+        kept=lambda block: x, concepts=lambda block: [0] * 5, profile=Profile(seed=3)
+    )
+    assert early._around_mean(given, "b") == ((2.0, 5, 3), 2, 3)
+
+
 def test_fewer_photographs_make_as_many_concepts(small, monkeypatch):
     monkeypatch.setattr(fewer, "BLOCKS", ("layer4.2",))
     monkeypatch.setattr(fewer, "SHARES", (1, 0.5, 0.1))
@@ -420,6 +505,24 @@ def test_fewer_photographs_of_all_blocks_are_read_together(kept, monkeypatch):
     assert confidences(rows) == {run.together(len(fewer.BLOCKS))}
 
 
+def test_fewer_photographs_are_some_of_more_and_make_as_many_concepts(monkeypatch):
+    """Of sixteen with two PFVs each, every fourth held out."""
+    ids = torch.arange(32) // 2
+    given = SimpleNamespace(
+        pfvs=SimpleNamespace(
+            photographs=torch.arange(16), picture_ids=lambda block: ids,
+            vectors=lambda block: ids[:, None].double(),
+        ),
+        made_of=lambda block: ids % 4 > 0, profile=Profile(pfvs_per_concept=4, seed=3),
+        network=SimpleNamespace(device="cpu", bn_shift=lambda block: None),
+    )  # fmt: skip
+    every, half, quarter = (fewer._photographs(given, "b", share) for share in (1, 0.5, 0.25))
+    assert [len(every), len(half), len(quarter)] == [12, 6, 3] and not (every % 4 == 0).any()
+    assert {*quarter.tolist()} < {*half.tolist()} < {*every.tolist()}
+    monkeypatch.setattr(fewer, "extract", lambda x, beta, k, seed, block: (len(x), k, seed))
+    assert fewer._made(given, "b", every) == (24, 6, 3) and fewer._made(given, "b", half) is None
+
+
 def test_extractors_are_compared_at_equal_non_zeros(small, monkeypatch):
     names = "bisecting", "random_pfvs", "sae_short", "kmeans"
     monkeypatch.setattr(extractors, "EXTRACTORS", {n: extractors.EXTRACTORS[n] for n in names})
@@ -462,6 +565,42 @@ def of_extractors(row, recorded):
     ours = row["methods"]["bisecting"]
     for where in ("left_out", "pursuit"):
         assert ours[where]["minus_ours"]["mean"] == 0 and 0 < ours[where]["mean"] < 1
+
+
+def test_thirds_are_clustered_each_with_its_own_seed(monkeypatch):
+    asked = []
+    monkeypatch.setattr(extractors, "random_pfvs", lambda x, beta, k, seed: ("blind", seed))
+    monkeypatch.setattr(extractors, "nearest_concept", lambda x, concepts: SimpleNamespace(
+        cpu=lambda: asked.append(concepts) or concepts
+    ))  # fmt: skip
+    score = {(("tree", 7), ("tree", 10)): 0.5, (("tree", 7), ("blind", 13)): 0.2}
+    monkeypatch.setattr(extractors, "adjusted_mutual_info_score", lambda *both: score[both])
+    given = torch.zeros(12, 1), torch.zeros(1), torch.arange(12), torch.zeros(12).long()
+    again = extractors.comes_back.__wrapped__
+    fit = lambda x, beta, k, seed: ("tree", seed)  # noqa: E731
+    assert float(again(*given, 2, fit, 7)["excess"]) == pytest.approx(0.3)
+    assert asked == [("tree", 7), ("tree", 10), ("blind", 13)]
+    assert again(*given, 3, fit, 7)["excess"].isnan(), "a third has four PFVs, not six"
+
+
+def test_the_level_is_the_fewest_families_that_all_photographs_support(monkeypatch):
+    rows = [{"block": block, "levels": [], "supported": level}
+            for block, levels in {"a": (4, 16), "b": (8, 12), "c": (8, None)}.items()
+            for level in levels]  # fmt: skip
+    file = {"rows": [*rows, {"block": "b", "control": "members"}]}
+    monkeypatch.setattr(extractors.artifacts, "recorded", lambda name: file)
+    assert extractors.level() == 12
+
+
+def test_an_encoders_own_codes_are_beside_as_many_of_ours():
+    ours = {name: torch.zeros(1, 4) for name in ("left_out", "seen", "pursuit")}
+    theirs = {"left_out": 1, "seen": 2, "pursuit": 3, "own_codes": 5, "own_codes_kept": 6}
+    errors = {name: torch.arange(4.0)[None] + by for name, by in theirs.items()}
+    errors["ours_at_own"] = torch.arange(4.0)[None] + 1
+    entry = extractors._compared(errors, ours)
+    found = {name: of["minus_ours"]["mean"] for name, of in entry.items() if name != "records"}
+    alone = {name: 1.5 + by for name, by in theirs.items()}
+    assert found == alone | {"own_codes_alike": 4}
 
 
 def test_what_other_photographs_give_again_comes_back():
@@ -525,8 +664,9 @@ def test_members_are_compared_one_per_photograph(monkeypatch):
         vectors=lambda block: x, photographs=torch.arange(12), predictions=lambda: predictions,
     )  # fmt: skip
     network = SimpleNamespace(class_vectors=torch.eye(11))
-    here = SimpleNamespace(pfvs=pfvs, network=network, profile=SimpleNamespace(seed=0))
-    row = controls.members(here, concepts)
+    here = {"pfvs": pfvs, "network": network, "profile": SimpleNamespace(seed=0)}
+    row = controls.members(SimpleNamespace(**here, chain=[*"abc"]), concepts)
+    assert confidences(row) == {run.together(3)}
     assert fields(row) == fields(_recorded("members")[0]) and row["concepts"] == 2
     nearest = torch.tensor([0.1, 0.2]).cos().mean()  # not 0.1 and 0.15, of one photograph
     assert row["cosine"]["nearest"]["mean"] == pytest.approx(float(nearest), abs=1e-6)
@@ -534,6 +674,45 @@ def test_members_are_compared_one_per_photograph(monkeypatch):
     assert low <= row["cosine"]["drawn blindly"]["mean"] <= high, "of the others alone"
     alike = row["likeness of classes"]
     assert alike["nearest"]["mean"] == 0.5 and alike["drawn blindly"]["mean"] == 0
+
+
+def test_concepts_come_back_from_another_seed_and_from_the_other_half(monkeypatch):
+    """Eight photographs of two PFVs; the first and the fifth are held out."""
+    ids, asked, beta = torch.arange(16) // 2, [], torch.zeros(1)
+    x = ids[:, None].double()
+
+    def made(kind):
+        def fit(x, beta, k, seed=0):
+            return SimpleNamespace(about=(kind, sorted({*x[:, 0].tolist()}), k, seed), beta=beta)
+
+        return fit
+
+    class Named(SimpleNamespace):
+        def __len__(self):
+            return 7
+
+    monkeypatch.setattr(controls, "extract", lambda *a, **o: Named(**vars(made("tree")(*a, **o))))
+    monkeypatch.setattr(controls, "random_pfvs", made("blind"))
+    monkeypatch.setattr(
+        controls, "_nearest",
+        lambda one, other: asked.append((one.about, other.about)) or torch.tensor([0.95, 0.8, 0.1]),
+    )  # fmt: skip
+    pfvs = SimpleNamespace(
+        photographs=torch.arange(8), picture_ids=lambda block: ids,
+        held_out=lambda block: ids % 4 == 0,
+    )  # fmt: skip
+    given = SimpleNamespace(
+        pfvs=pfvs, profile=Profile(pfvs_per_concept=2), kept=lambda block: x[ids % 4 > 0],
+        concepts=lambda block, draw=0: Named(about=("ours", draw), beta=beta),
+    )  # fmt: skip
+    rows = controls._stability(given, "b")
+    one, other = ("tree", [5.0, 6, 7], 3, 0), [1.0, 2, 3]
+    assert asked == [
+        (("ours", 0), ("ours", 1)), (one, ("tree", other, 3, 1)), (one, ("blind", other, 3, 0))
+    ]  # fmt: skip
+    assert [row["k"] for row in rows] == [7] * 3
+    for row in rows:
+        assert row["median"] == pytest.approx(0.8) and row["again"] == pytest.approx(1 / 3)
 
 
 def test_families_are_counted_at_every_number_of_photographs(small, monkeypatch):
@@ -558,6 +737,27 @@ def test_families_are_counted_at_every_number_of_photographs(small, monkeypatch)
     judged = [row for row in rows if row not in counted]
     assert judged == [{"block": row["block"], "k": row["supported"]} for row in supported]
     assert judged
+
+
+def test_codes_that_are_kept_are_those_that_bring_most(monkeypatch):
+    monkeypatch.setattr(extractors, "missed", lambda ours, x, count: (x[:, 0], torch.tensor(count)))
+    vectors = torch.diag(torch.tensor([1.0, 10, 1, 1]))
+    encoder = Concepts(vectors, torch.zeros(4), torch.arange(4), lam=1.0)
+    own, x = torch.tensor([[3.0, 1, 0, 0]]), torch.tensor([[3.0, 10, 0, 1]])
+    monkeypatch.setattr(Concepts, "encode", lambda self, x: own)
+    found = extractors._own.__wrapped__(encoder, encoder, x, 1.0)
+    for name, missing in {"own_codes": [1.0], "own_codes_kept": [3.0, 1]}.items():
+        wanted = torch.tensor(missing).norm() / x.norm()
+        torch.testing.assert_close(found[name], wanted[None])
+    numbers = [float(found[f"nonzeros_{name}"]) for name in ("own_codes", "own_codes_kept")]
+    assert numbers == [2, 1] and found["nonzeros_ours_at_own"] == 2
+
+
+def test_errors_at_so_many_non_zeros_are_of_centred_pfvs():
+    x = 100 + torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    concepts = Concepts(torch.eye(8), torch.full((8,), 100.0), torch.arange(8))
+    errors, count = extractors.missed(concepts, x, 4)
+    assert float(count) == pytest.approx(4, rel=0.02) and (errors < 0.03).all()
 
 
 def test_views_of_a_photograph_are_dealt_and_counted_as_one(monkeypatch):
@@ -618,14 +818,69 @@ def test_controls_fall_apart_and_come_back(small, monkeypatch):
     assert float(controls._nearest(concepts, concepts).min()) == pytest.approx(1, abs=1e-5)
 
 
+def test_weights_are_shuffled_one_part_after_the_other(monkeypatch):
+    rows = []
+    stubs = {
+        "STAGES": ("fc", "layer4"), "_stability": lambda *_: [], "members": lambda *_: "members",
+        "shuffled": lambda network, stage, seed: [*network, (stage, seed)],
+        "_apart": lambda run, network, block, stage: (block, stage, network),
+        "write": lambda run, name, made, **settings: rows.append(made[2:]),
+    }  # fmt: skip
+    for name, value in stubs.items():
+        monkeypatch.setattr(controls, name, value)
+    controls.make(
+        SimpleNamespace(
+            chain=BLOCKS, network=[], profile=Profile(seed=7), concepts=lambda block: None
+        )
+    )
+    one, two = [("fc", 7)], [("fc", 7), ("layer4", 7)]
+    assert rows[-1] == [
+        ("layer3.5", "fc", one), ("layer4.2", "fc", one), ("layer3.5", "layer4", two)
+    ]  # fmt: skip
+
+
+def test_orders_of_a_shuffled_network_are_of_what_a_picture_uses(monkeypatch):
+    """Eleven concepts of twelve, whose relevance has the opposite sign, by the true codes."""
+    own = torch.tensor([*range(1, 12), 50.0])
+    relevance = {"ours": own, "theirs": torch.cat([-own[:-1], own[-1:]])}
+    seen = []
+
+    def decomposed(network, images, concepts):
+        seen.append(network)
+        return SimpleNamespace(codes={"b": (own < 50).double().expand(2, 4, 12)})
+
+    stubs = {
+        "decompose": decomposed, "replace": lambda d, network: network,
+        "attribute": lambda network, *_, **__: relevance[network].expand(2, 1, 12),
+    }  # fmt: skip
+    for name, value in stubs.items():
+        monkeypatch.setattr(controls, name, value)
+    given = SimpleNamespace(
+        network="ours", profile=Profile(), concepts=lambda block: None,
+        evaluated=lambda most: (None, [0, 1]),
+    )  # fmt: skip
+    row = controls._apart(given, "theirs", "b", "fc")
+    assert seen == ["ours"]
+    names = "signed", "absolute", "first ten in common"
+    assert [row[name]["mean"] for name in names] == pytest.approx([-1, 1, 0.9])
+    apart = controls._nearest(
+        *(Concepts(torch.tensor([[way, 0.0]]), torch.zeros(2), torch.zeros(1)) for way in (1, -2))
+    )
+    assert apart.tolist() == [-1]
+
+
 def test_orders_of_the_logit_and_of_the_probability_are_told_apart(monkeypatch):
-    number = {reading: float(n) for n, reading in enumerate(readings.READINGS.values())}
+    number = {
+        ("gig", "logit"): 0.0, ("gig", "probability"): 1.0, ("gradient", "logit"): 2.0,
+        ("activation", "logit"): torch.nan, ("random", "logit"): 4.0,
+    }  # fmt: skip
     asked, one = [], curves_of(1, 0.01)
 
     def attributed(d, block, classes, *, method, output, **options):
         return torch.full((4, 1, 2), number[method, output])
 
     def curved(d, block, classes, importance, tolerance):
+        assert tolerance == Profile().bracket
         asked.append(importance[0, :, 0, 0].tolist())
         parts = (
             Curve(*(torch.stack([of, by * of], 1)[:, :, None] for by, of in ((1, w.x), (3, w.y))),
@@ -645,7 +900,8 @@ def test_orders_of_the_logit_and_of_the_probability_are_told_apart(monkeypatch):
     )  # fmt: skip
     row = readings._row(given, "b")
     assert asked == [[0.0, 1.0]] and confidences(row) == {run.together(3)}
-    assert [of["mean"] for of in row["fidelity"].values()] == [0, 1, 2, 3, 4]
+    means = [of["mean"] for of in row["fidelity"].values()]
+    assert means == [0, 1, 2, 0, 4], "none where nothing varies"
     apart = row["order, logit less probability"]
     assert apart["mean"] == pytest.approx(float((one.gain() - 3 * one.gain()).mean()))
     assert apart["bracket"] == pytest.approx(2 * 0.04)
@@ -685,6 +941,34 @@ def test_what_is_shared_counts_by_the_class_that_loses_less(kept, monkeypatch):
     assert rows[0]["shared_minus"]["any in use"]["each"] == [1, 2, 3]
     assert rows[0]["lost"]["shared"]["second"]["mean"] == 6
     assert confidences(rows) == {run.together(2)}
+
+
+def test_where_nothing_is_shared_any_concept_in_use_stands_for_it(monkeypatch):
+    """Chosen on the first and third photographs, which use 1 and 3; what it costs is its number."""
+    codes, asked = torch.zeros(4, 1, 5), []
+    codes[0, 0, 1] = codes[2, 0, 3] = codes[1, 0, 0] = codes[3, 0, 0] = 1
+
+    class Costs:
+        def __getitem__(self, rows):
+            asked.append([*rows])
+            return self
+
+        def logits(self, removed=None):
+            return -torch.full((2, 10), float((removed or {"b": 0})["b"]))
+
+    Costs.codes = {"b": codes}
+    graph = nx.DiGraph()
+    graph.add_node("b/2", group="7", concept=2)
+    monkeypatch.setattr(shared, "decompose", lambda *_: Costs())
+    monkeypatch.setattr(shared, "concept_graph", lambda *_, **__: graph)
+    concepts, blind = Concepts(torch.eye(5), torch.zeros(5), torch.arange(5), "b"), set()
+    for seed in range(8):
+        given = SimpleNamespace(network=None, profile=Profile(seed=seed))
+        lost = shared._taken_out(given, concepts, None, [7, 7, 9, 9])
+        assert lost["the first's own"].tolist() == [2, 2]
+        assert torch.equal(lost["shared"], lost["any in use"])
+        blind |= {*lost["shared"].tolist()}
+    assert blind == {1, 3} and asked == [[0, 2], [1, 3]] * 8
 
 
 def test_a_concept_taken_out_costs_what_a_forward_pass_without_it_says(small, monkeypatch):
@@ -760,6 +1044,30 @@ def test_edges_are_between_what_the_others_of_a_class_use(monkeypatch):
     monkeypatch.setattr(transfer, "ranks", lambda forecast, measured: 0.0)
     transfer._of_photograph(own, same, same, "a", "b", seed=0)
     assert asked == [(own, [1, 2], [1])]
+
+
+def test_edges_of_the_networks_own_map_start_at_sources_drawn_by_the_seed(monkeypatch):
+    monkeypatch.setattr(transfer, "SOURCES", 2)
+    monkeypatch.setattr(transfer, "TARGETS", 1)
+    monkeypatch.setattr(transfer, "ranks", lambda forecast, measured: 0.0)
+    d, drawn, options = linear(U, V, torch.ones(1, 2).double()), [], []
+
+    def losses(d, a, b, sources, targets):
+        drawn.append(sources.tolist())
+        return [(torch.zeros(1), torch.zeros(1)) for _ in sources]
+
+    def attributed(d, block, target, **given):
+        options.append(given)
+        return torch.zeros(1, 1, 5)
+
+    monkeypatch.setattr(transfer, "losses", losses)
+    monkeypatch.setattr(transfer, "attribute", attributed)
+    for seed in range(4):
+        transfer._of_photograph(d, d, d, "a", "b", seed)
+    # Of the three concepts in use.
+    orders = [torch.randperm(3, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    assert drawn == [order[:2].tolist() for order in orders]
+    assert all(given == {"tolerance": transfer.GAP, "rest": True} for given in options)
 
 
 def test_edges_of_several_photographs_are_their_mean(monkeypatch):
@@ -994,6 +1302,26 @@ def test_what_a_path_costs_beside_the_other_arms_by_hand(kept, monkeypatch):
     assert row["path_minus"]["no edges"]["each"][0] == 101 - 108
 
 
+def test_another_class_is_that_of_the_next_photograph_that_has_one(kept, monkeypatch):
+    asked = []
+    d = SimpleNamespace(logits=lambda removed: torch.zeros(1, 3))
+    stubs = {
+        "decompose": lambda *_: d,
+        "strongest_path": lambda d, label, tolerance: asked.append(label) or {"b": 0, "a": 0},
+        "control_path": lambda d, path, generator: path,
+        "attribute": lambda *_, **__: torch.zeros(1, 1, 2),
+    }  # fmt: skip
+    for name, value in stubs.items():
+        monkeypatch.setattr(paths, name, value)
+    paths.make(
+        SimpleNamespace(
+            profile=Profile(), chain=[*"ab"], network=None, concepts=lambda block: None,
+            evaluated=lambda most: (torch.zeros(4, 1), [0, 1, 2, 2]),
+        )
+    )  # fmt: skip
+    assert asked == [0, 1, 1, 2, 2, 0, 2, 0]
+
+
 def test_paths_have_the_fields_that_chapter_7_reads(small):
     paths.make(small)
     (row,), recorded = written("paths")["rows"], artifacts.recorded("paths")
@@ -1127,11 +1455,41 @@ def test_what_is_planted_is_judged_by_means_over_seeds_of_all_networks():
     assert row["minus"]["nothing"]["mean"] == pytest.approx(0.5 - 0.5)
 
 
+def test_a_planted_shortcut_is_judged_arm_by_arm():
+    one = {
+        "nothing": ("0000", "1110"), "activation, 3": ("1000", "0000"),
+        "random, 3": ("1100", "0000"), "suspects, 3": ("1110", "1010"),
+    }  # fmt: skip
+    digits = {name: [each_of(text) for text in both] for name, both in one.items()}
+    masses = torch.tensor([[0.0, 0.2, 0.4, 0.8], [0.2, 0.4, 0.8, 0.0]])
+    seeds = [
+        {
+            "outcomes": {
+                name: {"right": right, "clean": clean} for name, (right, clean) in digits.items()
+            },
+            "suspect": {}, "mass": mass,
+        }
+        for mass in masses
+    ]  # fmt: skip
+    row = planted._summed(seeds)
+    found = {name: of["mean"] for name, of in row["minus"].items()}
+    assert found == pytest.approx(
+        {
+            "nothing": 0.75, "activation": 0.5, "random": 0.25,
+            "nine tenths of the clean": 0.75 - 0.9 * 0.75,
+            "clean, within the margin": 0.5 - (0.75 - planted.MARGIN),
+        }
+    )  # fmt: skip
+    assert row["mass"]["each"] == pytest.approx([0.1, 0.3, 0.6, 0.4])
+    three = row["outcomes"]["suspects, 3"]["right"]
+    wanted = interval(digits["suspects, 3"][0])
+    assert (three["low"], three["high"]) == pytest.approx((wanted.low, wanted.high))
+
+
 def test_uniform_draws_differ_from_those_by_contribution(small, monkeypatch):
     sampling.make(small)
     found = written("sampling")
-    before = "each", "confidence"  # the recorded file is older than these
-    assert fields(found, before) == fields(artifacts.recorded("sampling"), before)
+    assert fields(found) == fields(artifacts.recorded("sampling"))
     assert [row["block"] for row in found["rows"]] == list(BLOCKS)
     assert confidences(found["rows"]) == {run.together(len(BLOCKS))}
     for row in found["rows"]:
@@ -1164,12 +1522,51 @@ def test_uniform_draws_differ_from_those_by_contribution(small, monkeypatch):
     assert beside["bracket"] == pytest.approx(0.04 + 0.4)
 
 
+def test_both_kinds_of_concepts_are_asked_about_what_made_neither(monkeypatch):
+    """Eight pictures of two PFVs drawn uniformly, of which the first and the fifth are held out."""
+    drawn = torch.arange(8.0)[:, None, None].expand(8, 2, 1)
+    ours, theirs = (Concepts(torch.ones(k, 1), torch.zeros(1), torch.zeros(k)) for k in (3, 3))
+    asked = []
+
+    def missed(concepts, pfvs, nonzeros):
+        asked.append(pfvs.flatten().tolist())
+        return torch.arange(4.0) + 10 * (concepts is theirs), None
+
+    stubs = {
+        "extract": lambda x, beta, k, seed, block: (x.flatten().tolist(), k, seed),
+        "tune": lambda made, x, seed: theirs if made == ([1, 1, 2, 2, 3, 3, 5, 5, 6, 6, 7, 7], 3, 9)
+        and seed == 9 else None,
+        "one_per_photograph": lambda run, block: (torch.tensor([[-1.0]]), torch.tensor([[-2.0]])),
+        "wanted_nonzeros": lambda *_: 2, "missed": missed, "_curves": lambda *_: curves_of(1, 0.01),
+    }  # fmt: skip
+    for name, value in stubs.items():
+        monkeypatch.setattr(sampling, name, value)
+    row = sampling._row(
+        SimpleNamespace(
+            left_out=[0, 4], concepts=lambda block: ours, profile=Profile(seed=9), chain=[*"abc"]
+        ), "b", drawn,
+    )  # fmt: skip
+    assert asked == [[-1.0]] * 2 + [[0.0, 4.0]] * 2
+    for how in ("by contribution", "uniformly"):
+        assert row[f"missed of PFVs drawn {how}"]["minus_ours"]["mean"] == 10
+    assert confidences(row) == {run.together(3)}
+
+
 def test_shuffling_permutes_one_part_alone(network):
     other = controls.shuffled(network, "layer4", seed=0)
     before, after = (dict(n.model.named_parameters()) for n in (network, other))
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name]) != name.startswith("layer4")
         assert torch.equal(tensor.flatten().sort().values, after[name].flatten().sort().values)
+
+
+def test_every_seed_shuffles_its_own_way(monkeypatch):
+    monkeypatch.setattr(controls, "Network", lambda model, *_, **__: model)
+    given = SimpleNamespace(
+        model=torch.nn.Sequential(torch.nn.Linear(4, 4)), name="", device="cpu", input_size=None
+    )
+    one, again, other = (controls.shuffled(given, "0", seed)[0].weight for seed in (1, 1, 2))
+    assert torch.equal(one, again) and not torch.equal(one, other)
 
 
 def test_scale_measures_every_stage_from_nothing(small, folder):
