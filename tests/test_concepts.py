@@ -125,6 +125,16 @@ def test_tune_gives_the_count(wanted):
     assert torch.equal(tuned.vectors, concepts.vectors) and concepts.lam is None
 
 
+def test_tune_is_as_strict_as_so_few_codes_allow(monkeypatch):
+    """2 % of many; of 10 PFVs with 2 codes one in 20; a tenth of 4 with one."""
+    asked, concepts = [], Concepts(torch.eye(4), torch.zeros(4), torch.arange(4))
+    found = lambda *given, rtol, **options: asked.append(rtol) or 1.0  # noqa: E731
+    monkeypatch.setattr(concepts_module.lasso, "lambda_for", found)
+    for count, nonzeros in ((300, 3), (10, 2), (4, 1)):
+        tune(concepts, torch.rand(count, 4), nonzeros)
+    assert asked == pytest.approx([0.02, 0.05, 0.1])
+
+
 def test_tune_asks_for_the_papers_count_and_draws_with_its_seed():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(400, 12, generator=generator)
