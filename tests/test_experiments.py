@@ -322,6 +322,14 @@ def test_an_encoders_directions_are_coded_by_the_pfvs_that_made_them(monkeypatch
     assert found == [("directions", ("b", 8), 5), encoder, "pca"]
 
 
+def test_what_is_right_is_sorted_by_class_with_one_look_at_the_predictions():
+    looks = []
+    said = lambda: looks.append(1) or torch.tensor([7, 9, 7, 0])  # noqa: E731
+    pfvs = SimpleNamespace(predictions=said, right=lambda: [0, 2, 3])
+    assert run.Run.right_by_class(SimpleNamespace(pfvs=pfvs)) == {7: [0, 2], 0: [3]}
+    assert len(looks) == 1
+
+
 def test_errors_are_measured_on_one_pfv_of_a_photograph(small):
     left_out, seen = extractors.one_per_photograph(small, "layer4.2")
     x, owner = small.pfvs.vectors("layer4.2"), small.pfvs.picture_ids("layer4.2")
@@ -843,11 +851,11 @@ def test_orders_of_a_shuffled_network_are_of_what_a_picture_uses(monkeypatch):
     """Eleven concepts of twelve, whose relevance has the opposite sign, by the true codes."""
     own = torch.tensor([*range(1, 12), 50.0])
     relevance = {"ours": own, "theirs": torch.cat([-own[:-1], own[-1:]])}
-    seen = []
+    seen, below = [], [50]
 
     def decomposed(network, images, concepts):
         seen.append(network)
-        return SimpleNamespace(codes={"b": (own < 50).double().expand(2, 4, 12)})
+        return SimpleNamespace(codes={"b": (own < below[0]).double().expand(2, 4, 12)})
 
     stubs = {
         "decompose": decomposed, "replace": lambda d, network: network,
@@ -859,10 +867,11 @@ def test_orders_of_a_shuffled_network_are_of_what_a_picture_uses(monkeypatch):
         network="ours", profile=Profile(), concepts=lambda block: None,
         evaluated=lambda most: (None, [0, 1]),
     )  # fmt: skip
-    row = controls._apart(given, "theirs", "b", "fc")
-    assert seen == ["ours"]
     names = "signed", "absolute", "first ten in common"
-    assert [row[name]["mean"] for name in names] == pytest.approx([-1, 1, 0.9])
+    for below[0], common in ((50, 0.9), (4, 1)):  # of three all are the first
+        row = controls._apart(given, "theirs", "b", "fc")
+        assert [row[name]["mean"] for name in names] == pytest.approx([-1, 1, common])
+    assert seen == ["ours"] * 2
     apart = controls._nearest(
         *(Concepts(torch.tensor([[way, 0.0]]), torch.zeros(2), torch.zeros(1)) for way in (1, -2))
     )
@@ -1270,6 +1279,18 @@ def test_graphs_know_what_their_concepts_are_made_of(small, monkeypatch):
     assert against <= graph.graph["opposing"] < graph.graph["edges"]
 
 
+def paths_of_four(labels, stubs, monkeypatch):
+    """The run over four photographs with these labels, in two blocks."""
+    for name, value in stubs.items():
+        monkeypatch.setattr(paths, name, value)
+    paths.make(
+        SimpleNamespace(
+            profile=Profile(), chain=[*"ab"], network=None, concepts=lambda block: None,
+            evaluated=lambda most: (torch.zeros(4, 1), labels),
+        )
+    )  # fmt: skip
+
+
 def test_what_a_path_costs_beside_the_other_arms_by_hand(kept, monkeypatch):
     """A concept of the last block costs 100 more than its number, one of the first its number."""
 
@@ -1285,14 +1306,7 @@ def test_what_a_path_costs_beside_the_other_arms_by_hand(kept, monkeypatch):
         "control_path": lambda d, path, generator: path | {"a": next(draws)},
         "attribute": lambda d, block, label, tolerance: torch.eye(9)[8][None, None],
     }  # fmt: skip
-    for name, value in stubs.items():
-        monkeypatch.setattr(paths, name, value)
-    paths.make(
-        SimpleNamespace(
-            profile=Profile(), chain=[*"ab"], network=None, concepts=lambda block: None,
-            evaluated=lambda most: (torch.zeros(4, 1), [0, 0, 0, 1]),
-        )
-    )  # fmt: skip
+    paths_of_four([0, 0, 0, 1], stubs, monkeypatch)
     (row,) = kept["paths"]
     each = {name: arm["each"][0] for name, arm in row["lost"].items()}
     assert each == {
@@ -1311,14 +1325,7 @@ def test_another_class_is_that_of_the_next_photograph_that_has_one(kept, monkeyp
         "control_path": lambda d, path, generator: path,
         "attribute": lambda *_, **__: torch.zeros(1, 1, 2),
     }  # fmt: skip
-    for name, value in stubs.items():
-        monkeypatch.setattr(paths, name, value)
-    paths.make(
-        SimpleNamespace(
-            profile=Profile(), chain=[*"ab"], network=None, concepts=lambda block: None,
-            evaluated=lambda most: (torch.zeros(4, 1), [0, 1, 2, 2]),
-        )
-    )  # fmt: skip
+    paths_of_four([0, 1, 2, 2], stubs, monkeypatch)
     assert asked == [0, 1, 1, 2, 2, 0, 2, 0]
 
 

@@ -3,7 +3,6 @@
 import gc
 import json
 import os
-import random
 import shutil
 import signal
 import weakref
@@ -210,8 +209,8 @@ def test_a_broken_shard_is_named(photographs):
 
 
 def test_unknown_block_is_refused_before_any_work(photographs):
-    profile = replace(PROFILE, blocks=("7",))
-    with pytest.raises(KeyError, match="7"):
+    profile = replace(PROFILE, blocks=("layer7.0",))
+    with pytest.raises(KeyError, match="layer7.0"):
         pfv.sample(tiny_network(), load_pictures(str(photographs)), profile)
     assert list(artifacts.folder().iterdir()) == []
 
@@ -267,6 +266,20 @@ def _sample_in_child(folder: str, pictures: str) -> None:
     pfv.sample(tiny_network(), load_pictures(pictures), PROFILE)
 
 
+def _killed_in_child(folder: str, pictures: str, batches: int) -> None:
+    """Dies before it begins another batch than so many."""
+    real, done = pfv._sample_batch, []
+
+    def sampled(*given):
+        if len(done) == batches:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done.append(given)
+        return real(*given)
+
+    pfv._sample_batch = sampled
+    _sample_in_child(folder, pictures)
+
+
 def _part_in_child(folder: str, pictures: str, rank: int) -> None:
     os.environ["GIG_ARTIFACTS"] = folder
     torch.set_num_threads(1)
@@ -282,28 +295,22 @@ def _bytes(folder) -> dict[str, bytes]:
 
 
 def test_ten_kills_end_with_the_same_bytes(photographs, tmp_path):
-    def child(folder):
-        process = processes().Process(target=_sample_in_child, args=(str(folder), str(photographs)))
-        process.start()
-        return process
+    """Ten batches are three shards, of four batches, four and two."""
 
-    whole = child(tmp_path / "whole")
-    whole.join()
-    assert whole.exitcode == 0
-    dice, kills = random.Random(0), 0
-    while kills < 10:
-        process = child(tmp_path / "killed")
-        process.join(timeout=dice.uniform(0.1, 1.5))
-        if process.exitcode is None:
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
-        elif process.exitcode == 0:
-            # It finished: take one shard away, so that there is something left to kill.
-            next((tmp_path / "killed").rglob("shard-*")).unlink()
-        kills += 1
-    last = child(tmp_path / "killed")
-    last.join()
-    assert last.exitcode == 0
+    def ended(target, folder, *given):
+        process = processes().Process(target=target, args=(str(folder), str(photographs), *given))
+        process.start()
+        process.join()
+        return process.exitcode
+
+    assert ended(_sample_in_child, tmp_path / "whole") == 0
+    kept = []
+    for batches in (0, 1, 3, 2, 5, 3, 2, 4, 0, 1):
+        code = ended(_killed_in_child, tmp_path / "killed", batches)
+        assert code == -signal.SIGKILL
+        kept.append(len([*(tmp_path / "killed").rglob("shard-*")]))
+    assert kept == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2], "what was whole stays"
+    assert ended(_sample_in_child, tmp_path / "killed") == 0
     assert _bytes(tmp_path / "killed") == _bytes(tmp_path / "whole")
 
 
