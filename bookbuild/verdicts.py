@@ -155,7 +155,12 @@ def _rivals() -> Iterator[Row]:
         "Families serve the class better than an SAE's directions by the Lasso": (
             "sae", "lasso", *areas
         ),
+        "Families serve the class better than k-means' clusters": ("kmeans", "lasso", *areas),
         "Families serve the class better than a top-k autoencoder": ("top_k", "own", *areas),
+        "Families serve the class better than an archetypal autoencoder": (
+            "archetypal", "own", *areas
+        ),
+        "Families serve the class better than NMF of activations": ("nmf", "own", *areas),
         "Families serve the class better than dictionary learning": (
             "dictionary_learning", "lasso", *areas
         ),
@@ -412,6 +417,9 @@ def _fewer() -> Iterator[Row]:
     numbers = sorted({row["photographs"] for row in rows})
     where = f"{numbers[0]:,} against {numbers[-1]:,} photographs, 8 a channel, chapter 3"
     yield _judged("Fewer photographs reconstruct others worse", tests, where, "error")
+    areas = {b: _turned(row["agreement"]["minus_ours"]) for b, row in fewest.items()}
+    where = where.replace("8 a channel", "insertion less deletion area, 8 a channel")
+    yield _judged("Concepts of fewer photographs serve a class worse", areas, where, "area")
 
 
 def _sampling() -> Iterator[Row]:

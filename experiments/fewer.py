@@ -1,4 +1,4 @@
-"""Fewer photographs: what they change in the errors of the paper's Table 1 (chapter 3)."""
+"""Fewer photographs: what they change in the paper's Tables 1 and 2 (chapter 3)."""
 
 from itertools import product
 from typing import Any
@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from gig_helpers import Concepts
-from gig_helpers.concepts import extract
+from gig_helpers.concepts import extract, tune
 from gig_helpers.lasso import wanted_nonzeros
 
+from . import rivals
+from .classes import row_of
 from .extractors import PHOTOGRAPHS, missed, one_per_photograph
 from .run import Run, mean, minus, write
 
@@ -23,7 +25,7 @@ SHARES = 1.0, 0.5, 0.25
 def make(run: Run) -> None:
     """Write ``fewer.json``."""
     rows: list[dict[str, Any]] = []
-    of_all: dict[str, Tensor] = {}
+    of_all, areas_of_all = dict[str, Tensor](), dict[tuple[str, str], Any]()
     for block, share in product(BLOCKS, SHARES):
         photographs = _photographs(run, block, share)
         concepts = _made(run, block, photographs)
@@ -32,10 +34,15 @@ def make(run: Run) -> None:
         left_out, _ = one_per_photograph(run, block)
         errors, count = missed(concepts, left_out, wanted_nonzeros(block, len(concepts)))
         beside = minus(errors, of_all.setdefault(block, errors), len(BLOCKS))
-        about = {"block": block, "photographs": len(photographs), "k": len(concepts)}
-        error = mean(errors) | {"minus_all": beside}
-        rows.append(about | {"nonzeros": float(count), "error": error})
-        write(run, "fewer", rows, test_photographs=PHOTOGRAPHS, shares=SHARES, held_out=True)
+        about = {"block": block, "photographs": len(photographs), "nonzeros": float(count)}
+        about["error"] = mean(errors) | {"minus_all": beside}
+        few = rivals.PHOTOGRAPHS
+        row = row_of(run, concepts, ["gig"], areas_of_all, few, len(BLOCKS))
+        rows.append(about | row)
+        write(
+            run, "fewer", rows, test_photographs=PHOTOGRAPHS, evaluated=few, shares=SHARES,
+            held_out=True, gap=run.profile.gap, bracket=run.profile.bracket,
+        )  # fmt: skip
 
 
 def _photographs(run: Run, block: str, share: float) -> Tensor:
@@ -53,4 +60,5 @@ def _made(run: Run, block: str, photographs: Tensor) -> Concepts | None:
     k = profile.n_concepts(x.shape[1], int(run.made_of(block).sum()))
     if profile.n_concepts(x.shape[1], len(x)) < k:
         return None
-    return extract(x, run.network.bn_shift(block), k, profile.seed, block=block)
+    made = extract(x, run.network.bn_shift(block), k, profile.seed, block=block)
+    return tune(made, x, seed=profile.seed)

@@ -6,6 +6,7 @@ from typing import Any
 from gig_helpers import Concepts
 from gig_helpers.concepts import tune
 from gig_helpers.data.paper import PAPER
+from gig_helpers.extractors import overcomplete
 from gig_helpers.extractors.sae import Encoded
 
 from .classes import row_of, write_classes
@@ -15,7 +16,8 @@ from .run import Run
 ARMS = (
     ("families", "lasso"), ("bisecting", "lasso"), ("sae", "own"), ("sae", "lasso"),
     ("random_pfvs", "lasso"), ("kmeans", "lasso"), ("top_k", "own"),
-    ("dictionary_learning", "lasso"), ("nmf", "own"), ("pca", "lasso"),
+    ("dictionary_learning", "lasso"), ("nmf", "own"), ("pca", "lasso"), ("ica", "lasso"),
+    ("archetypal", "own"), ("matching_pursuit", "own"),
 )  # fmt: skip
 """Extractors, and whose codes: those of eq. 2, or of the extractor's own encoder.
 
@@ -34,7 +36,7 @@ def make(run: Run) -> None:
     for (name, codes), block in product(ARMS, reversed(blocks)):
         if name == "families":
             concepts = run.concepts(block).at(k)
-        elif run.affordable(block, name, k):
+        elif overcomplete.available(name) and run.affordable(block, name, k):
             concepts = _coded_by(run, block, name, codes, k)
         else:
             continue

@@ -45,11 +45,15 @@ TIMED_PICTURES = 1
 """Pictures that the seconds of every step are measured on."""
 
 
-AFFORDABLE = {"bisecting": 1e9, "random_pfvs": 1e9, "kmeans": 3e6, "sae_short": 0}
-"""Concepts times channels that an extractor is run at where there is no GPU; the others 8e5.
+AFFORDABLE = {
+    "bisecting": 1e9, "random_pfvs": 1e9, "kmeans": 3e6, "sae": 8e5, "dictionary_learning": 8e5,
+    "sae_short": 0, "matching_pursuit": 1e5,
+}  # fmt: skip
+"""Concepts times channels that an extractor is run at where there is no GPU.
 
-That is the paper's 8 per channel at layer1.1, or 384 anywhere: five epochs of the SAE took 1,395 s
-at layer4.2. A GPU does it all, but for NMF, which knows none.
+8e5 is the paper's 8 per channel at layer1.1, or 384 anywhere: five epochs of the SAE took 1,395 s
+at layer4.2. The others are run at a number of concepts that is named, and so far alone. A GPU does
+it all, but for NMF, which knows none.
 """
 
 FEWER = 4
@@ -85,7 +89,7 @@ class Run:
         channels = self.network.channels(block)
         count = k or self.profile.n_concepts(channels, int(self.made_of(block).sum()))
         fast = self.network.device.type == "cuda" and extractor != "nmf"
-        return fast or count * channels <= AFFORDABLE.get(extractor, 8e5)
+        return fast or count * channels <= AFFORDABLE.get(extractor, 8e5 if k else 0)
 
     def concepts(
         self, block: str, extractor: str = "bisecting", draw: int = 0, k: int | None = None

@@ -87,7 +87,7 @@ def fields(part):
         return None
     by_name = {"orders", "gig_minus", "seconds_per_picture"}
     return {
-        key: fields(next(iter(value.values())) if key in by_name else value)
+        key: fields(next(iter(value.values()), None) if key in by_name else value)
         for key, value in part.items()
     }
 
@@ -359,10 +359,12 @@ def test_evaluated_pictures_made_no_concept(small):
 
 def test_what_is_affordable_is_so_at_the_bound(monkeypatch):
     monkeypatch.setattr(run, "AFFORDABLE", {"kmeans": 800})
+    monkeypatch.setattr(run.Run, "made_of", lambda self, block: torch.ones(100))
     network = SimpleNamespace(channels=lambda block: 100, device=torch.device("cpu"))
-    here = run.Run(Profile(), network, None)
-    asked = [("kmeans", 8), ("kmeans", 9), ("nmf", 8000), ("nmf", 8001)]
-    assert [here.affordable("b", *each) for each in asked] == [True, False] * 2
+    here = run.Run(Profile(expansion=1, pfvs_per_concept=20), network, None)
+    assert here.profile.n_concepts(100, 100) == 5
+    asked = [("kmeans", 8), ("kmeans", 9), ("nmf", 8000), ("nmf", 8001), ("kmeans",), ("nmf",)]
+    assert [here.affordable("b", *each) for each in asked] == [True, False] * 3
 
 
 def test_one_choice_is_changed_at_a_time(small, monkeypatch):
@@ -468,11 +470,13 @@ def test_fewer_photographs_make_as_many_concepts(small, monkeypatch):
     assert fields(half) == fields(artifacts.recorded("fewer")["rows"][1])
     assert whole["k"] == half["k"] == 12 and whole["photographs"] > half["photographs"]
     assert whole["error"]["minus_all"]["mean"] == 0 != half["error"]["minus_all"]["mean"]
+    areas = [row["probability"]["minus_ours"] for row in (whole, half)]
+    assert not any(areas[0]["each"]) and any(areas[1]["each"]), "against concepts of all"
     every, some = (fewer._photographs(small, "layer4.2", share) for share in (1, 0.5))
     left_out = small.pfvs.photographs[small.left_out]
     assert torch.isin(some, every).all() and not torch.isin(every, left_out).any()
-    ours = fewer._made(small, "layer4.2", every)
-    assert torch.equal(ours.vectors, small.concepts("layer4.2").vectors)
+    ours, theirs = fewer._made(small, "layer4.2", every), small.concepts("layer4.2")
+    assert torch.equal(ours.vectors, theirs.vectors) and ours.lam == theirs.lam
 
 
 def test_areas_of_all_blocks_are_beside_the_books_within_both_brackets(kept, monkeypatch):
@@ -501,11 +505,15 @@ def test_fewer_photographs_of_all_blocks_are_read_together(kept, monkeypatch):
         "_made": lambda run, block, photographs: photographs,
         "one_per_photograph": lambda run, block: (None, None), "wanted_nonzeros": lambda *_: 2,
         "missed": lambda concepts, *_: (torch.arange(4.0) / len(concepts), torch.tensor(2)),
+        "row_of": lambda run, concepts, *how: asked.append(how) or {"k": len(concepts)},
     }  # fmt: skip
+    asked = []
     for name, value in stubs.items():
         monkeypatch.setattr(fewer, name, value)
-    fewer.make(None)
+    fewer.make(SimpleNamespace(profile=Profile()))
     rows = kept["fewer"]
+    assert {(*orders, places) for orders, _, _, places in asked} == {("gig", len(fewer.BLOCKS))}
+    assert all(how[1] is asked[0][1] for how in asked), "one memory of all photographs' areas"
     assert [row["k"] for row in rows] == [8, 4, 2] * 2
     assert [row["error"]["minus_all"]["mean"] for row in rows[:3]] == pytest.approx(
         [0, 1.5 / 8, 1.5 * 3 / 8], abs=1e-6
@@ -528,13 +536,15 @@ def test_fewer_photographs_are_some_of_more_and_make_as_many_concepts(monkeypatc
     assert [len(every), len(half), len(quarter)] == [12, 6, 3] and not (every % 4 == 0).any()
     assert {*quarter.tolist()} < {*half.tolist()} < {*every.tolist()}
     monkeypatch.setattr(fewer, "extract", lambda x, beta, k, seed, block: (len(x), k, seed))
-    assert fewer._made(given, "b", every) == (24, 6, 3) and fewer._made(given, "b", half) is None
+    monkeypatch.setattr(fewer, "tune", lambda made, x, seed: (*made, len(x), seed))
+    assert fewer._made(given, "b", every) == (24, 6, 3, 24, 3)
+    assert fewer._made(given, "b", half) is None
 
 
 def test_extractors_are_compared_at_equal_non_zeros(small, monkeypatch):
     names = "bisecting", "random_pfvs", "sae_short", "kmeans"
     monkeypatch.setattr(extractors, "EXTRACTORS", {n: extractors.EXTRACTORS[n] for n in names})
-    monkeypatch.setattr(run, "AFFORDABLE", {"kmeans": 0})
+    monkeypatch.setattr(run, "AFFORDABLE", dict.fromkeys(names, 1e9) | {"kmeans": 0})
     monkeypatch.setattr(extractors, "PHOTOGRAPHS", 5)
     monkeypatch.setattr(extractors, "SEEDS", 2)
     monkeypatch.setattr(extractors, "level", lambda: 9)
@@ -577,18 +587,43 @@ def of_extractors(row, recorded):
 
 def test_thirds_are_clustered_each_with_its_own_seed(monkeypatch):
     asked = []
-    monkeypatch.setattr(extractors, "random_pfvs", lambda x, beta, k, seed: ("blind", seed))
-    monkeypatch.setattr(extractors, "nearest_concept", lambda x, concepts: SimpleNamespace(
-        cpu=lambda: asked.append(concepts) or concepts
-    ))  # fmt: skip
-    score = {(("tree", 7), ("tree", 10)): 0.5, (("tree", 7), ("blind", 13)): 0.2}
+
+    def made(name, seed, beta):
+        return SimpleNamespace(name=(name, seed, float(beta)), beta=beta + 1)
+
+    def nearest(x, concepts):
+        asked.append(concepts.name)
+        return SimpleNamespace(cpu=lambda: concepts.name)
+
+    blind = lambda x, beta, k, seed: made("blind", seed, beta)  # noqa: E731
+    monkeypatch.setattr(extractors, "random_pfvs", blind)
+    monkeypatch.setattr(extractors, "nearest_concept", nearest)
+    one, other, chance = ("tree", 7, 0), ("tree", 10, 0), ("blind", 13, 1)
+    score = {(one, other): 0.5, (one, chance): 0.2}
     monkeypatch.setattr(extractors, "adjusted_mutual_info_score", lambda *both: score[both])
     given = torch.zeros(12, 1), torch.zeros(1), torch.arange(12), torch.zeros(12).long()
     again = extractors.comes_back.__wrapped__
-    fit = lambda x, beta, k, seed: ("tree", seed)  # noqa: E731
+    fit = lambda x, beta, k, seed: made("tree", seed, beta)  # noqa: E731
     assert float(again(*given, 2, fit, 7)["excess"]) == pytest.approx(0.3)
-    assert asked == [("tree", 7), ("tree", 10), ("blind", 13)]
+    assert asked == [one, other, chance], "blind draws have the fit's own offset"
     assert again(*given, 3, fit, 7)["excess"].isnan(), "a third has four PFVs, not six"
+
+
+@pytest.mark.parametrize("rectified", [False, True])
+def test_nmf_is_judged_by_what_the_relu_lets_through(monkeypatch, rectified):
+    seen, kind = [], extractors.overcomplete.NonNegative if rectified else Concepts
+    made = lambda x, beta, k, seed: kind(x[:k], beta, torch.zeros(len(x)).long())  # noqa: E731
+    nearest = lambda x, concepts: seen.append(x) or torch.zeros(len(x))  # noqa: E731
+    blind = lambda x, *given: seen.append(x) or made(x, *given)  # noqa: E731
+    monkeypatch.setattr(extractors, "random_pfvs", blind)
+    monkeypatch.setattr(extractors, "nearest_concept", nearest)
+    x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    given = torch.arange(12), torch.zeros(12).long()
+    extractors.comes_back.__wrapped__(x, torch.zeros(4), *given, 2, made, 0)
+    third = extractors.thirds(*given, torch.Generator().manual_seed(0))
+    other, judges = (x[third == n].relu() if rectified else x[third == n] for n in (1, 2))
+    assert len(seen) == 4 and torch.equal(seen[0], other)
+    assert all(torch.equal(part, judges) for part in seen[1:])
 
 
 def test_the_level_is_the_fewest_families_that_all_photographs_support(monkeypatch):

@@ -94,7 +94,7 @@ READ = {
     "concepts": lambda row, path: (
         not row["at_level"] and path.endswith(("left_out/minus_ours", "own_codes/minus_ours"))
     ),
-    "fewer": lambda row, path: row["photographs"] < 1000,
+    "fewer": lambda row, path: row["photographs"] < 1000 and "error" in path,
     "sampling": lambda row, path: "drawn by contribution" in path,
     "controls": lambda row, path: "likeness of classes/apart/blind less any" in path,
 }
