@@ -47,7 +47,7 @@ TIMED_PICTURES = 1
 
 AFFORDABLE = {
     "bisecting": 1e9, "random_pfvs": 1e9, "kmeans": 3e6, "sae": 8e5, "dictionary_learning": 8e5,
-    "sae_short": 0, "matching_pursuit": 1e5,
+    "sae_short": 0, "nmf": 4e5, "matching_pursuit": 1e5,
 }  # fmt: skip
 """Concepts times channels that an extractor is run at where there is no GPU.
 
