@@ -4,7 +4,7 @@ Verdicts follow from intervals of paired differences, by rule: nobody writes one
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import product
+from itertools import groupby, product
 from typing import Any
 
 from gig_helpers.data import artifacts
@@ -62,9 +62,10 @@ def page() -> tuple[str, str]:
     glance = ["| Question | Claims |", "|---|---|"]
     sections = list[str]()
     for question, of in asked.items():
-        # Equal signs side by side, losses first: what a question comes to is seen at once.
-        signs = sorted((sign(row) for row in of), key="✕○◐●".index)
-        glance.append(f"| {question} | {''.join(signs)} |")
+        # Equal signs side by side, losses first: what a question comes to is seen at once. A line
+        # that is too long for its column breaks between unequal ones.
+        signs = groupby(sorted((sign(row) for row in of), key="✕○◐●".index))
+        glance.append(f"| {question} | {' '.join(''.join(equal) for _, equal in signs)} |")
         lines = ["| Claim | Verdict |", "|---|---|"]
         lines += [f"| {claim} | {sign((claim, '', word))} {word} |" for claim, _, word in of]
         sections.append(f"## {question}\n\n" + "\n".join(lines))

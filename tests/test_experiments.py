@@ -13,6 +13,7 @@ import torch
 from conftest import random_decomposition, random_network, tiny_network
 from imagenet_w import AddWatermark
 from linear import U, V, linear
+from torch.nn import functional as F
 
 from experiments import __main__ as command
 from experiments import (
@@ -782,18 +783,21 @@ def test_families_are_counted_at_every_number_of_photographs(small, monkeypatch)
     assert judged
 
 
-def test_codes_that_are_kept_are_those_that_bring_most(monkeypatch):
+@pytest.mark.parametrize(("channels", "k", "as_many"), [(16, 4, 2), (8, 4, 1), (16, 2, 1)])
+def test_codes_that_are_kept_are_those_that_bring_most(monkeypatch, channels, k, as_many):
     monkeypatch.setattr(extractors, "missed", lambda ours, x, count: (x[:, 0], torch.tensor(count)))
-    vectors = torch.diag(torch.tensor([1.0, 10, 1, 1]))
-    encoder = Concepts(vectors, torch.zeros(4), torch.arange(4), lam=1.0)
-    own, x = torch.tensor([[3.0, 1, 0, 0]]), torch.tensor([[3.0, 10, 0, 1]])
+    pad = lambda rows: F.pad(rows, (0, channels - rows.shape[1]))  # noqa: E731
+    vectors = pad(torch.diag(torch.tensor([1.0, 10, 1, 1])))
+    encoder = Concepts(vectors, torch.zeros(channels), torch.arange(4), lam=1.0)
+    ours = replace(encoder, vectors=vectors[:k])
+    own, x = torch.tensor([[3.0, 1, 0, 0]]), pad(torch.tensor([[3.0, 10, 0, 1]]))
     monkeypatch.setattr(Concepts, "encode", lambda self, x: own)
-    found = extractors._own.__wrapped__(encoder, encoder, x, 1.0)
+    found = extractors._own.__wrapped__(encoder, ours, x, 1.0)
     for name, missing in {"own_codes": [1.0], "own_codes_kept": [3.0, 1]}.items():
         wanted = torch.tensor(missing).norm() / x.norm()
         torch.testing.assert_close(found[name], wanted[None])
     numbers = [float(found[f"nonzeros_{name}"]) for name in ("own_codes", "own_codes_kept")]
-    assert numbers == [2, 1] and found["nonzeros_ours_at_own"] == 2
+    assert numbers == [2, 1] and found["nonzeros_ours_at_own"] == as_many
 
 
 def test_errors_at_so_many_non_zeros_are_of_centred_pfvs():
