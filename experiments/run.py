@@ -52,8 +52,8 @@ AFFORDABLE = {
 """Concepts times channels that an extractor is run at where there is no GPU.
 
 8e5 is the paper's 8 per channel at layer1.1, or 384 anywhere: five epochs of the SAE took 1,395 s
-at layer4.2. The others are run at a number of concepts that is named, and so far alone. A GPU does
-it all, but for NMF, which knows none.
+at layer4.2. The others are run up to 8e5 too, but only where a number of concepts is named. A GPU
+does it all, but for NMF, which knows none.
 """
 
 FEWER = 4
