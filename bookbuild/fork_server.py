@@ -5,6 +5,7 @@ A script without imports of its own: what it forks must not find more than a new
 process's id. It computes nothing, since torch's threads do not outlive a fork.
 """
 
+import atexit
 import json
 import os
 import runpy
@@ -12,6 +13,13 @@ import signal
 import sys
 import warnings
 from importlib import import_module
+
+
+def leave() -> None:
+    """End without taking what was imported apart, which takes seconds after a fork."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def become(command: list[str], environment: dict[str, str], folder: str) -> None:
@@ -32,9 +40,11 @@ def become(command: list[str], environment: dict[str, str], folder: str) -> None
 def main() -> None:
     """Serve until the one who asks is gone; a kernel watches its server and then goes too."""
     del sys.path[0]  # this script's folder
+    atexit.register(leave)  # first, and so after whatever else is registered
     # ipykernel reads the one, and matplotlib the other, when it is imported.
     os.environ["JPY_PARENT_PID"] = str(os.getpid())
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # it warns of what nobody debugs
     for name in sys.argv[1:]:
         import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forked

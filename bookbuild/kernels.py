@@ -20,6 +20,7 @@ from jupyter_client.provisioning import LocalProvisioner
 
 PRELOAD = (
     "ipykernel.kernelapp",
+    "ipykernel.debugger",  # imported when a kernel starts, which takes a second
     "gig_helpers.data.profiles",
     "gig_helpers.report.figures",
     "gig_helpers.report.provenance",

@@ -111,12 +111,6 @@ def default_blocks(
     """
     spread = [n for n in cuts if own_size(n)]
     spread = [n for n in spread if n in placed] or spread
-    if not spread:
-        some = ", ".join(dict.fromkeys(map(name, cuts[:40])))
-        raise ValueError(
-            "no map and no tokens that all flows through: name the blocks yourself, as in "
-            f"Network(model, blocks=[…]), out of {some or 'none, for there is no cut point at all'}"
-        )
     sums = [n for n in spread if operation(n) == "add" and len(live_inputs(n)) > 1]
     sizes = {n: placed.get(n, own_size(n)) for n in spread}
     ends = {sizes[n]: n for n in spread if operation(n) not in ACTIVATIONS | MOVES}
@@ -127,7 +121,13 @@ def default_blocks(
         behind = spread[spread.index(sums[0]) :]
         summed = {sizes[n] for n in sums}
         return by_module | {name(n): n for n in maps if n in behind and sizes[n] not in summed}
-    return {name(n): n for n in maps or spread[-1:]}
+    if not maps:
+        some = ", ".join(dict.fromkeys(map(name, cuts[:40])))
+        raise ValueError(
+            "no map and no tokens that all flows through: name the blocks yourself, as in "
+            f"Network(model, blocks=[…]), out of {some or 'none, for there is no cut point at all'}"
+        )
+    return {name(n): n for n in maps}
 
 
 def cut_named(wanted: str, live: Sequence[Node], cuts: Sequence[Node]) -> Node:

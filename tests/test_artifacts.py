@@ -268,6 +268,9 @@ def test_libraries_are_neither_read_nor_imported(tmp_path, monkeypatch):
             return code_of(SimpleNamespace(__module__="above"))
 
     assert key() == key(library="CHANGED = 1") != key(inner="CHANGED = 1")
+    # This module's own code counts, wherever it was installed.
+    monkeypatch.setattr("gig_helpers.data.artifacts._ROOT", Path("anywhere/library"))
+    assert key() != key(library="CHANGED = 1")
 
 
 def test_comments_layout_and_docstrings_change_no_key(keys):

@@ -14,7 +14,7 @@ from conftest import randomised
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gig_helpers import Network
+from gig_helpers import Network, checks
 
 SIZE = (12, 12)
 
@@ -31,6 +31,11 @@ class Small(nn.Module):
     def forward(self, x):
         y = self.change(self.norm(self.conv(x)).relu())
         return self.end(self.fc(self.body(y).relu().mean((2, 3))))
+
+
+def test_answers_of_another_shape_are_others():
+    assert checks._close(torch.ones(1, 2), torch.ones(1, 2))
+    assert not checks._close(torch.ones(2), torch.ones(1, 2)), "though all differences are 0"
 
 
 def made(change=lambda y: y, end=lambda logits: logits, **options):

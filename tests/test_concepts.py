@@ -141,6 +141,7 @@ def test_tune_asks_for_the_papers_count_and_draws_with_its_seed():
     concepts = extract(x, torch.zeros(12), 20, block="layer1.1")
     assert tune(concepts, x).lam == tune(concepts, x, nonzeros=2, seed=0).lam
     assert tune(concepts, x).lam != tune(concepts, x, seed=1).lam, "other PFVs"
+    assert tune(concepts, x.double()).lam == tune(concepts, x).lam, "in the concepts' precision"
     many = extract(x, torch.zeros(12), 80, block="layer1.1")
     assert tune(many, x).lam == tune(many, x, nonzeros=5).lam, "80 / 16"
     elsewhere = replace(many, block="blocks.3")

@@ -39,6 +39,12 @@ def test_logit_curves_and_areas_by_hand(d):
     assert not curves.deletion.bracket.any() and not curves.insertion.bracket.any()
 
 
+def test_one_concept_alone_is_all_of_them():
+    curves = logits(linear(U[..., :1], concepts_of(V.vectors[:1])), GAMMA[..., :1])
+    assert curves.deletion.x.tolist() == curves.insertion.x.tolist() == [[0, 1]]
+    assert rows(curves.deletion) == [[2, -1]] and rows(curves.insertion) == [[-1, 2]]
+
+
 def test_the_mean_of_curves_that_were_run_at_other_places():
     x, y = torch.tensor([[0, 0.5, 1], [0, 0.25, 1]]), torch.tensor([[1.0, 0, 0], [1.0, 1, 0]])
     mean = Curve(x, y, torch.tensor([0.1, 0.3])).mean(0)

@@ -167,6 +167,12 @@ def test_choice_by_hand():
     assert groups(relevance, top=1, shared=1) == {0: "0", 1: "shared", 2: "1"}
 
 
+def test_a_class_that_no_concept_supports_has_none():
+    # Divided by its own maximum, which is below 0, the second class's would be turned round.
+    relevance = [[9.0, 8.0, 1.0], [-1.0, -7.0, -10.0]]
+    assert groups(relevance, top=2, shared=1) == {0: "0", 1: "0"}
+
+
 def test_classes_are_compared_by_their_own_maxima():
     # Divided by 9 and 100, the smaller ones are 0.1, 0.56, 0.11, 0.2, though 9 is more than 5; and
     # the last one is 0.44 for the first class, though 20 is more than 4.

@@ -569,6 +569,9 @@ def test_vectors_are_no_blocks_by_default():
     layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 8, 1), nn.ReLU()
     behind = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 5))
     assert Network(behind, device="cpu", input_size=(8, 8)).blocks == ("0",)
+    pools = nn.MaxPool2d(2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 5)
+    with pytest.raises(ValueError, match="name the blocks yourself.* 0, 1, 3"):
+        Network(nn.Sequential(*pools), device="cpu", input_size=(8, 8))
 
 
 def test_models_and_cuts_that_are_none():

@@ -42,6 +42,8 @@ def test_what_opposes_most_is_no_part_of_a_path_nor_is_the_rest(d, monkeypatch):
     )
     assert strongest_path(d, 12, tolerance=0.003) == dict.fromkeys(reversed(BLOCKS), 1)
     assert asked == [{"tolerance": t, "rest": True} for t in (0.003, 0.006, 0.006)]
+    brought = torch.tensor([[[1.0, 3.0, 5.0, 9.0]]])
+    assert set(strongest_path(d, 12).values()) == {2}, "the last of the concepts is one"
 
 
 def test_a_control_path_ends_alike_and_weighs_as_much(d):

@@ -216,6 +216,13 @@ def test_matches_by_hand(network):
         assert table["correlation"][q] == pytest.approx(expected, abs=1e-6)
     back = matches(other, other.blocks[0], d, d.blocks[0])
     assert back["match"].to_dict() == {1: 1, 2: 1}
+    # What varies by rounding alone does not vary, of however large codes.
+    for size in (1e6, 1e-6):
+        mine = written(network, size * presences([[4.0, 1, 1], [2, 2, 1], [0, 6, 1]]).double())
+        codes = mine.codes[mine.blocks[0]]
+        codes[0, :, 2] *= 1 + 1e-12
+        again = matches(mine, mine.blocks[0], other, other.blocks[0])
+        assert again["match"].to_dict() == table["match"].to_dict(), size
 
 
 def test_a_family_is_where_its_atoms_are_by_their_lengths(network):

@@ -182,6 +182,18 @@ def test_wrong_targets_of_a_later_block_need_no_gig_of_their_own(d, monkeypatch)
         assert torch.equal(kept[WRONG_TARGET], kept["gig"][:, place])
 
 
+def test_targets_are_chosen_as_exactly_as_the_profile_asks(d, monkeypatch):
+    asked = []
+
+    def noted(*given, **options):
+        asked.append((options["tolerance"], options["batch_size"]))
+        return attribute(*given, **options)
+
+    monkeypatch.setattr("gig_helpers.report.studies.attribute", noted)
+    present_targets(d[[0]], HERE, LATER, [0], replace(PROFILE, gap=0.07, batch_size=3))
+    assert asked == [(0.07, 3)]
+
+
 def test_targets_are_there_and_the_most_relevant(d, targets):
     assert targets.shape == (3, 2)
     relevance = attribute(d, LATER, CLASSES, tolerance=0.05)[:, 0]

