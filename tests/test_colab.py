@@ -11,7 +11,7 @@ import nbformat
 import papermill
 import pytest
 
-from bookbuild import ROOT, chapters
+from bookbuild import BOOK, ROOT, chapters
 
 pytestmark = pytest.mark.slow
 
@@ -84,12 +84,14 @@ def _python(machine: Path, code: str) -> str:
 @pytest.mark.parametrize("number", range(len(chapters())))
 def test_chapter_runs_on_colab(machine, repository, monkeypatch, number):
     chapter = chapters()[number]
-    if number and os.environ.get("GIG_COLAB") != "all":
-        pytest.skip("the first chapter stands for all; GIG_COLAB=all runs each")
+    every = os.environ.get("GIG_COLAB") == "all"
+    if chapter.stem != "08_trust" and not every:
+        pytest.skip("a short chapter stands for all; GIG_COLAB=all runs each")
     torch = "import torch; print(torch.__version__, torch.__file__)"
     before = _python(machine, torch)
     monkeypatch.setenv("GIG_REPOSITORY", repository)
-    monkeypatch.setenv("GIG_ARTIFACTS", str(machine / "artifacts"))
+    # One alone finds what the chapters before it have made here; all of them make it anew.
+    monkeypatch.setenv("GIG_ARTIFACTS", str(machine / "artifacts" if every else BOOK / "artifacts"))
     monkeypatch.setenv("JUPYTER_PATH", str(machine / "jupyter"))
     monkeypatch.delenv("PYTHONPATH", raising=False)
     # Colab's pip knows nothing of this machine's settings, which may hold other versions of torch.

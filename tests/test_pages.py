@@ -157,12 +157,14 @@ def test_page_is_whole_without_internet(opened, screen):
 
 # Contrast depends on the theme, nothing that axe looks at on the width.
 @pytest.mark.parametrize("screen", ["desktop, light", "desktop, dark"], indirect=True)
-def test_page_can_be_read_by_a_screen_reader(opened):
+def test_page_can_be_read_by_a_screen_reader(opened, screen):
     page, _ = opened
     # What stands outside the article is the theme's; the roles in the list of references, Sphinx's.
     context = {"include": ["article"], "exclude": [".citation-list"]}
     # Of what is right, axe would list a megabyte.
-    options = {"resultTypes": ["violations"]}
+    options: dict[str, list[str]] = {"resultTypes": ["violations"]}
+    if screen.endswith("dark"):
+        options["runOnly"] = ["color-contrast", "link-in-text-block"]
     found = Axe().run(page, context=context, options=options).response["violations"]
     serious = [rule for rule in found if rule["impact"] in {"serious", "critical"}]
     assert not [(rule["id"], rule["nodes"][0]["html"][:200]) for rule in serious]
