@@ -341,7 +341,7 @@ def _by_need(run: _Run, pictures: int, tolerance: float) -> list[WithDelta]:
             short = ~(done | even)
             middles: list[float] = []
             if short.any():
-                worst = (gaps.abs() / change)[:, short].amax(dim=1)
+                worst = (gaps / change)[:, short].square().sum(dim=1)
                 chosen = worst.topk(min(_HALVED, len(worst))).indices.tolist()
                 middles = [(alphas[i] + alphas[i + 1]) / 2 for i in chosen]
             last = len(alphas) >= MAX_POINTS or bool({*middles} & {*alphas})
@@ -393,8 +393,9 @@ class _Contraction:
 
     def __init__(self, u: Tensor, rest: Tensor | None, v: Tensor, positions: bool):
         self.codes, self.vectors, self.positions, self.rest = u, v, positions, rest
-        by_concept = u.T.nonzero()
-        self.concept, self.place = by_concept.unbind(dim=1)
+        place, concept = u.nonzero(as_tuple=True)  # quick along rows, and then sorted
+        self.concept, order = concept.sort(stable=True)
+        self.place = place[order]
         self.values = u[self.place, self.concept]
         self.used, self.column, counts = self.concept.unique_consecutive(
             return_inverse=True, return_counts=True
