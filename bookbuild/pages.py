@@ -65,7 +65,8 @@ def build() -> Path:
     Raises
     ------
     subprocess.CalledProcessError
-        If Jupyter Book warns of anything: a broken reference, an unknown output, a page missing.
+        If Jupyter Book warns of anything: a broken reference, an unknown output, a page missing; or
+        if the atlas fails.
     """
     executed = [execute(chapter) for chapter in chapters()]
     module = [
@@ -95,10 +96,13 @@ def _build(executed: list[Path], wanted: str) -> None:
     shutil.rmtree(ATLAS, ignore_errors=True)
     quick = os.environ | {"GIG_PROFILE": "quick"}
     command = [sys.executable, "-m", "gig_helpers.report", str(ATLAS)]
-    subprocess.run(command, check=True, cwd=BOOK, env=quick)
     jupyter_book = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
     options = ["--path-output", str(ROOT), "-W", "-n", "--keep-going", "-q"]
-    subprocess.run([*jupyter_book, "build", str(SOURCE), *options], check=True)
+    # The atlas beside the pages, which take one core.
+    with subprocess.Popen(command, cwd=BOOK, env=quick) as atlas:
+        subprocess.run([*jupyter_book, "build", str(SOURCE), *options], check=True)
+    if atlas.returncode:
+        raise subprocess.CalledProcessError(atlas.returncode, command)
     shutil.copytree(ATLAS, HTML / "atlas")
     STAMP.write_text(wanted)
 
