@@ -186,7 +186,7 @@ def _curves(
     same = wrong[0, :, None] == own[0]
 
     def by(order: Method, lost: bool) -> Tensor:
-        if lost and not same.any(dim=1).all():
+        if lost and not same.any():
             return order(asked[1])
         return by_own(order)[:, same.int().argmax(dim=1)] if lost else by_own(order)
 
