@@ -91,3 +91,10 @@ def test_families_are_taken_out_whole(parts):
 def test_bad_input_is_named(importance, options, match):
     with pytest.raises(ValueError, match=match):
         class_fidelity(linear(U, V), "a", [0], importance, **options)
+
+
+def test_a_class_for_each_picture(parts):
+    d, gamma, _ = parts
+    for classes in ([0], [0, 0, 0]):
+        with pytest.raises(ValueError, match="zip"):
+            class_fidelity(d, "a", classes, gamma, subsets=2)

@@ -350,6 +350,7 @@ def test_a_tolerance_out_of_reach_warns(net, monkeypatch):
         values, delta = class_relevance(*given, [3, 0], return_convergence_delta=True, **options)
     off, change = delta[0, 0].abs(), (values.sum(2) - delta)[0, 0].abs()
     assert f"picture 0, target 0 (off by {off:.1e} of {change:.1e})" in str(told[0].message)
+    assert told[0].filename == __file__, "the line that asked"
 
 
 class Cosine(nn.Module):

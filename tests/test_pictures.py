@@ -185,8 +185,11 @@ def test_pictures_stand_upright(tmp_path, orientation):
 
 @pytest.mark.parametrize("header", [b"Exif\0\0no TIFF header", b"Exif\0\0II*\0\xff\xff\xff\xff"])
 def test_a_photograph_with_broken_exif_is_read_all_the_same(tmp_path, header):
-    Image.new("RGB", (16, 8), "white").save(tmp_path / "a.jpg", exif=header)
-    assert images.read(tmp_path / "a.jpg").size == (16, 8)
+    image = Image.new("RGB", (16, 8), "white")
+    image.paste("black", (0, 0, 8, 8))
+    image.save(tmp_path / "a.jpg", exif=header)
+    read = images.read(tmp_path / "a.jpg")
+    assert read.size == (16, 8) and max(read.getpixel((1, 4))) < 50, "as it lies there"
 
 
 @pytest.mark.parametrize(
