@@ -1181,7 +1181,7 @@ def test_edges_are_chosen_on_photographs_that_made_concepts_and_tested_on_one_th
 
 def test_the_files_of_edges_and_circuits(small, monkeypatch):
     monkeypatch.setattr(edges, "PHOTOGRAPHS", 3)
-    monkeypatch.setattr(edges, "TARGETS", 3)
+    monkeypatch.setattr(edges, "TARGETS", 2)
     monkeypatch.setattr(edges, "PATCHED", (2, 3))
     supported = [{"block": block, "levels": [], "supported": 4} for block in BLOCKS]
     families_recorded = {"rows": supported}
@@ -1191,7 +1191,7 @@ def test_the_files_of_edges_and_circuits(small, monkeypatch):
         lambda name: families_recorded if name == "families" else recorded(name),
     )  # fmt: skip
     monkeypatch.setattr(run, "CHAIN", BLOCKS)
-    monkeypatch.setattr(transfer, "TARGETS", 3)
+    monkeypatch.setattr(transfer, "TARGETS", 2)
     monkeypatch.setattr(transfer, "_photographs", lambda run: [(0, [1, 2]), (3, [4, 5]), (6, [7])])
     transfer.make(small)
     (row,) = written("transfer")["rows"]
