@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from scipy.optimize import nnls
+from sklearn.cluster import KMeans
 from torch import nn
 from torch.nn import functional as F
 
@@ -106,6 +107,14 @@ def test_random_concepts_are_pfvs():
     assert distance.amin(1).max() < 1e-5
     assert len(distance.argmin(1).unique()) == k
     assert concepts.labels[distance.argmin(1)].tolist() == [*range(k)], "each is nearest to itself"
+
+
+def test_kmeans_is_scikit_learns_from_one_start():
+    x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+    unit = F.normalize(x, dim=1).numpy()
+    for seed in (4, 5, 9):  # of two starts the other would win
+        fit = KMeans(15, n_init=1, random_state=seed).fit(unit)
+        assert kmeans(x, torch.zeros(5), 15, seed).labels.tolist() == fit.labels_.tolist()
 
 
 def test_kmeans_sorts_by_direction_whatever_the_length():
