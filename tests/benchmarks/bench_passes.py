@@ -76,7 +76,7 @@ def steps(network: Network, images: Tensor) -> dict[str, tuple[Case, int, str]]:
             lambda: attribute(d, "layer3.5", ("layer4.2", range(5))), 1, "",
         ),
         "graph of one picture, six blocks": (
-            lambda: concept_graph(d), 1, "80",
+            lambda: concept_graph(d), 1, "60",
         ),
         "class curves, layer4.2": (
             lambda: deletion_insertion(d, "layer4.2", label, gamma), 1, "",
