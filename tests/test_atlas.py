@@ -117,13 +117,13 @@ def found_positions(pfvs, block):
 def test_a_photograph_costs_at_most_sixty_passes(network, pictures, artifacts_folder):
     """On average, in operations, whatever the machine: relevance, edges, iERFs, at six blocks."""
     profile = Profile(blocks=CHAIN, families=6, pfvs_per_concept=4)
-    pfvs = sample(network, pictures.subset([10, 20]), profile)
+    pfvs = sample(network, pictures.subset([10, 20, 40]), profile)
     concepts = fit_concepts(pfvs, profile)
     with FlopCounterMode(display=False) as one, torch.no_grad():
         network.logits(pfvs.pictures[[0]])
     with FlopCounterMode(display=False) as every:
         atlas(pfvs, concepts, artifacts_folder / "atlas")
-    assert every.get_total_flops() <= 2 * 60 * one.get_total_flops()
+    assert every.get_total_flops() <= 3 * 60 * one.get_total_flops()
 
 
 def test_a_second_run_computes_nothing(chain, found, monkeypatch):

@@ -1066,7 +1066,7 @@ def test_edges_of_a_linear_network_forecast_every_loss():
 
 def test_edges_of_other_photographs_are_held_against_what_this_one_loses(monkeypatch):
     """Twice as much of each concept changes no rank; the opposite of each turns all around."""
-    monkeypatch.setattr(transfer, "TARGETS", 2)
+    monkeypatch.setattr(transfer, "TARGETS", 3)
     later = torch.tensor([[2.0, 1.0], [-1.0, 3.0]]).double()
     own, same, other = (linear(U * by, V, later) for by in (1, 2, -1))
     scores = transfer._of_photograph(own, same, other, "a", "b", seed=0)
@@ -1181,7 +1181,7 @@ def test_edges_are_chosen_on_photographs_that_made_concepts_and_tested_on_one_th
 
 def test_the_files_of_edges_and_circuits(small, monkeypatch):
     monkeypatch.setattr(edges, "PHOTOGRAPHS", 3)
-    monkeypatch.setattr(edges, "TARGETS", 2)
+    monkeypatch.setattr(edges, "TARGETS", 3)
     monkeypatch.setattr(edges, "PATCHED", (2, 3))
     supported = [{"block": block, "levels": [], "supported": 4} for block in BLOCKS]
     families_recorded = {"rows": supported}
