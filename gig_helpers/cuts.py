@@ -99,7 +99,7 @@ def default_blocks(
     Raises
     ------
     ValueError
-        If no cut point has positions; the message lists those that there are.
+        If no cut point has positions but what a pool makes; the message lists those that there are.
 
     Examples
     --------
