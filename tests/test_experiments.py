@@ -1066,7 +1066,7 @@ def test_edges_of_a_linear_network_forecast_every_loss():
 
 def test_edges_of_other_photographs_are_held_against_what_this_one_loses(monkeypatch):
     """Twice as much of each concept changes no rank; the opposite of each turns all around."""
-    monkeypatch.setattr(transfer, "TARGETS", 3)
+    monkeypatch.setattr(transfer, "TARGETS", 2)
     later = torch.tensor([[2.0, 1.0], [-1.0, 3.0]]).double()
     own, same, other = (linear(U * by, V, later) for by in (1, 2, -1))
     scores = transfer._of_photograph(own, same, other, "a", "b", seed=0)
@@ -1191,7 +1191,7 @@ def test_the_files_of_edges_and_circuits(small, monkeypatch):
         lambda name: families_recorded if name == "families" else recorded(name),
     )  # fmt: skip
     monkeypatch.setattr(run, "CHAIN", BLOCKS)
-    monkeypatch.setattr(transfer, "TARGETS", 2)
+    monkeypatch.setattr(transfer, "TARGETS", 3)
     monkeypatch.setattr(transfer, "_photographs", lambda run: [(0, [1, 2]), (3, [4, 5]), (6, [7])])
     transfer.make(small)
     (row,) = written("transfer")["rows"]
