@@ -244,7 +244,7 @@ def _codes(
     codes = torch.empty_like(start)
     for rows in torch.arange(len(y), device=y.device).split(max(1, _CHUNK // len(vectors))):
         single = y.dtype == torch.float32
-        rounds = min(30, max_iter) if single else max_iter
+        rounds = min(60, max_iter) if single else max_iter
         codes[rows], stuck, gap = _solve(y[rows], vectors, start[rows], lam, tol, rounds)
         if len(stuck) and single:
             # Rounding may keep the gap of a few PFVs above a small tolerance.

@@ -169,8 +169,8 @@ def crop_edge(edge: int, size: int, step: int) -> int:
 
     Examples
     --------
-    >>> crop_edge(64, size=11, step=4)
-    16
+    >>> crop_edge(64, size=11, step=4), crop_edge(64, size=12, step=4)
+    (16, 16)
     """
     shortest = size + step - 1
     return min(edge, shortest + (edge - shortest) % step)

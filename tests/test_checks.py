@@ -187,6 +187,8 @@ def test_probabilities_are_taken_with_a_warning_that_says_how_to_have_logits():
     images = torch.randn(2, 3, *SIZE)
     with pytest.warns(UserWarning, match="gives probabilities.*output=torch.log"):
         model, network = made(end=lambda y: y.softmax(1))
+    with pytest.warns(UserWarning, match="gives probabilities"):
+        made(end=lambda y: (1e6 * y).softmax(1))  # of which most are 0
     assert torch.equal(network.logits(images), network.model(images))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

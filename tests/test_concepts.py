@@ -355,8 +355,10 @@ def test_the_level_is_the_profiles_or_the_datas(sampled, artifacts_folder):
         assert fit_concepts(sampled, profile)[block].level == level
     # One photograph supports nothing, and that is said.
     alone = replace(sampled, pictures=replace(sampled.pictures, paths=("a.png",) * 8))
-    with pytest.warns(UserWarning, match="support no number of families, so the smallest tried, 4"):
+    told = "support no number of families, so the smallest tried, 4"
+    with pytest.warns(UserWarning, match=told) as caught:
         assert fit_concepts(alone, profile)[block].level == 4
+    assert {w.filename for w in caught if told in str(w.message)} == {__file__}
 
 
 def test_levels_are_supported_by_the_photographs_that_made_the_concepts(monkeypatch):

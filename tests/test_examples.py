@@ -83,6 +83,9 @@ def test_square_is_the_smallest_square_that_holds_the_share():
     top, left, side = square(torch.eye(100)[99][None].expand(100, 100) / 100, 0.5)
     assert left + side <= 100 and top + side <= 100
     assert square(-torch.ones(50, 80)) == (0, 0, 50)
+    corners = torch.zeros(11, 10)
+    corners[[0, 0, 10, 10], [0, 9, 0, 9]] = 1.0
+    assert square(corners, 1.0) == (0, 0, 10), "no square that is tried holds as much"
     ierf[:20, :20] = -1 / 400  # what speaks against it moves nothing
     assert square(ierf, 1.0) == (40, 70, 20)
 
@@ -172,7 +175,7 @@ def test_likeness_is_that_of_the_classes_that_nearest_pfvs_come_from(photographs
     monkeypatch.setattr(type(pfvs), "predictions", lambda self: torch.arange(6) % 5)
     x, beta = pfvs.vectors(block), network.bn_shift(block)
     concepts = Concepts(torch.randn(5, x.shape[1]), beta, torch.zeros(len(x)), block)
-    importance, classes = torch.randn(2, 5), [3, 4]
+    importance, classes = torch.tensor([[5.0, 4, 0, 1, 2], [0, 1, 5, 2, 4]]), [3, 4]
     among = pfvs.picture_ids(block) != 1
     values = likeness(pfvs, concepts, importance, classes, among=among, first=2, count=3)
     cosine = torch.nn.functional.cosine_similarity

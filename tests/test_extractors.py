@@ -349,6 +349,13 @@ def test_unused_units_are_those_without_a_code():
     sae = sparse_autoencoder(x, beta, 20, epochs=2)
     bias = torch.full((20,), -1e6).index_fill(0, torch.tensor([3, 7, 8]), 1e6)
     assert unused(replace(sae, encoder_bias=bias), x) == 17
+    # 1,024 at a time; what one batch alone uses is used.
+    few = torch.zeros(20).index_fill(0, torch.tensor([3, 7, 8]), 1.0)
+    encoder = few[:, None] * torch.eye(20, x.shape[1])[0]
+    sparse = replace(sae, encoder=encoder, encoder_bias=torch.full((20,), -1.0))
+    many = torch.zeros(1030, x.shape[1])
+    many[-1, 0] = 9.0
+    assert unused(sparse, beta + many) == 17
 
 
 def test_sae_leaves_the_global_seed_alone():

@@ -52,6 +52,7 @@ def test_random_importance_is_seeded(by_hand):
         attribute(by_hand, "a", 0, method="random", seed=seed) for seed in (1, 1, 2)
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
+    assert first.dtype == by_hand.codes["a"].dtype == torch.float64
 
 
 def test_random_in_use_puts_what_is_not_used_last():

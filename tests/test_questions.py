@@ -253,3 +253,6 @@ def test_pictures_without_a_match_are_named(network):
 def test_a_picture_without_a_label_names_no_class(network):
     with pytest.raises(ValueError, match="name one"):
         class_number(network, None)
+    few = ", ".join(network.classes[:3])
+    with pytest.raises(ValueError, match=f"no class 'zzz'; it has {few}, …"):
+        class_number(network, "zzz")

@@ -11,6 +11,7 @@ from conftest import random_network, randomised
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import VisionTransformer
 from torchvision.models.resnet import Bottleneck
 
@@ -124,6 +125,18 @@ def test_crop_changes_nothing(kind, size):
         whole = srd.ierf(network, image, block, places[None])[0]
         cut = srd.ierf(network, image.expand(len(places), -1, -1, -1), block, places)
         torch.testing.assert_close(cut, whole, rtol=1e-9, atol=1e-12)
+
+
+def test_a_crop_costs_less_than_the_picture(monkeypatch):
+    network, place = random_network("v1.5"), torch.tensor([[[5, 5]]])
+    image = torch.randn(1, 3, 160, 160)
+    network.map_size("layer1.1", (160, 160))  # asked for once, at the cost of a forward pass
+    with FlopCounterMode(display=False) as crop:
+        srd.ierf(network, image, "layer1.1", place)
+    monkeypatch.setattr(network, "receptive_field", lambda block: None)
+    with FlopCounterMode(display=False) as whole:
+        srd.ierf(network, image, "layer1.1", place)
+    assert crop.get_total_flops() < whole.get_total_flops() / 3
 
 
 def check_receptive_field(network, block, place):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
+from torchvision.models import ResNet
 
 from gig_helpers import load_network
 from gig_helpers.data import weights as module
@@ -32,6 +33,22 @@ def test_unreachable_hosts_say_what_was_tried(tmp_path, monkeypatch):
         weights("resnet18", "keras")
     with pytest.raises(ValueError, match="unknown weights"):
         weights("resnet50", "mine")
+
+
+def test_resnet50_stays_with_the_weights_that_are_there(tmp_path, monkeypatch):
+    """Those by Keras alone are taken first; beside torchvision's own, and of others, they are not."""
+    monkeypatch.setenv("GIG_CACHE", str(tmp_path))
+    for source in ("keras", "torchvision"):
+        monkeypatch.setattr(module, f"_{source}_weights", lambda name, source=source: source)
+    (tmp_path / module._KERAS_FILE).touch()
+    assert weights("resnet50") == ("keras", "keras")
+    assert weights("resnet18") == ("torchvision", "torchvision")
+    (tmp_path / Path(module._torchvision_entry("resnet50").url).name).touch()
+    assert weights("resnet50") == ("torchvision", "torchvision")
+
+
+def test_a_network_that_both_libraries_have_is_torchvisions():
+    assert isinstance(module.architecture("resnet18"), ResNet)
 
 
 def test_half_a_download_is_removed_and_reported(tmp_path, monkeypatch):
