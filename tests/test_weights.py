@@ -36,7 +36,7 @@ def test_unreachable_hosts_say_what_was_tried(tmp_path, monkeypatch):
 
 
 def test_resnet50_stays_with_the_weights_that_are_there(tmp_path, monkeypatch):
-    """Those by Keras alone are taken first; beside torchvision's own, and of others, they are not."""
+    """Keras's are taken first where they lie alone; beside torchvision's own they are not."""
     monkeypatch.setenv("GIG_CACHE", str(tmp_path))
     for source in ("keras", "torchvision"):
         monkeypatch.setattr(module, f"_{source}_weights", lambda name, source=source: source)
