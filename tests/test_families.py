@@ -33,7 +33,7 @@ def at(d: Decomposition, level: int | None) -> Decomposition:
 def test_a_photograph_judges_twice_however_many_pfvs_it_has():
     """Those beyond the first two of a judging photograph change nothing."""
     generator = torch.Generator().manual_seed(0)
-    x, owner = torch.randn(180, 16, generator=generator), torch.arange(60).repeat_interleave(3)
+    x, owner = torch.randn(120, 16, generator=generator), torch.arange(60).repeat_interleave(2)
     classes = owner % 3
     third = thirds(owner, classes, torch.Generator().manual_seed(0))
     (judge, *_) = owner[third == 2].tolist()
