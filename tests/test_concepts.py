@@ -282,6 +282,7 @@ def test_options_of_a_fit_are_kept_apart(sampled, artifacts_folder, monkeypatch)
     others = [
         fit(k=7), fit(seed=1), fit(extractor="random_pfvs"), fit(held_out=True),
         fit(extractor="sae_short"), fit(extractor="kmeans"), fit(per_image=4),
+        fit(k=7, held_out=True),
     ]  # fmt: skip
     by_profile = fit_concepts(sampled, replace(PROFILE, seed=1), [block])[block]
     assert by_profile.fingerprint == others[1].fingerprint, "the profile's seed is as good"
@@ -292,7 +293,7 @@ def test_options_of_a_fit_are_kept_apart(sampled, artifacts_folder, monkeypatch)
     fit_concepts(replace(sampled, fingerprint="of other pictures"), PROFILE, [block])
     assert len(list(artifacts_folder.glob("concepts-*"))) == 3 + len(others)
     assert len({each.fingerprint for each in [plain, *others]}) == 1 + len(others)
-    seven, seeded, drawn, held, sae, _, few, sparser = others
+    seven, seeded, drawn, held, sae, _, few, _, sparser = others
     assert torch.equal(sparser.vectors, plain.vectors) and sparser.lam > plain.lam
     assert len(seven) == 7 and not torch.equal(seeded.labels, plain.labels)
     x = sampled.vectors(block)

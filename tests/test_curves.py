@@ -192,6 +192,24 @@ def test_classes_and_methods_together_are_as_each_alone(bent, tolerance):
                 torch.testing.assert_close(of_all.bracket, own.bracket)
 
 
+def test_halving_looks_at_every_targets_own_scores():
+    """One target's score never changes, and needs no halving; the one beside it does."""
+    d, importance = crowd()
+    d = linear(d.codes["a"], d.concepts["a"], later=torch.eye(2).double())
+
+    def project(w, unit):
+        return w.new_ones(len(w)) if unit[0] else w[:, 0] @ unit
+
+    brackets = [
+        deletion_insertion(
+            d, "a", ("b", [0, 1]), importance.expand(1, 2, -1), project=project, tolerance=tolerance
+        )["projection"].deletion.bracket[0].tolist()
+        for tolerance in (1.0, 0.02)
+    ]  # fmt: skip
+    (still, coarse), (same, fine) = brackets
+    assert still == same == 0 and coarse > 0.02 >= fine > 0
+
+
 LATER = torch.tensor([[5.0, 0.0]]).double()
 
 

@@ -110,6 +110,20 @@ def test_every_method_on_a_real_architecture(real, name):
         torch.testing.assert_close(each[:, 0], both[[0, 1], [0, 1]])
 
 
+def test_later_families_are_asked_for_by_their_own_directions(real):
+    here, there = real.concepts["layer2.0"], real.concepts["layer3.0"]
+    families = replace(there, parents=torch.tensor([0, 0, 1]), level=2)
+    d = replace(real, concepts={"layer2.0": here, "layer3.0": families})
+    found = attribute(d, "layer2.0", ("layer3.0", [0, 1]), points=4)
+    given = d.network, d.codes["layer2.0"], here.vectors, "layer2.0", "layer3.0"
+    of_families, of_atoms = (
+        gig(*given, vectors, beta=here.beta, points=4)
+        for vectors in (families.directions, there.vectors[:2])
+    )
+    torch.testing.assert_close(found, of_families)
+    assert not torch.allclose(found, of_atoms)
+
+
 @pytest.mark.parametrize("level", [None, 2])
 @pytest.mark.parametrize("target", [1, ("layer3.0", [0, 2])], ids=["class", "concepts"])
 def test_with_the_rest_relevances_add_up_to_the_networks_own_change(real, target, level):
