@@ -220,6 +220,13 @@ def test_targets_are_there_and_the_most_relevant(d, targets):
     many = replace(PROFILE, evaluation_targets=8)
     with pytest.raises(ValueError, match=r"has \d targets at layer4.0, not 8"):
         present_targets(d[:1], HERE, LATER, [0], many)
+    # With negative codes alone it is not there, wherever it points.
+    there = (d.codes[LATER][0] > 0).any(dim=0) & (projections[0] > 0)
+    codes = d.codes[LATER][:1].clone()
+    codes[:, :, best] *= -1
+    against = replace(d[[0]], codes=d[[0]].codes | {LATER: codes})
+    with pytest.raises(ValueError, match=f"has {int(there.sum()) - 1} targets"):
+        present_targets(against, HERE, LATER, [0], many)
 
 
 def test_a_method_of_ones_own_is_run_again_when_its_code_changes(d, artifacts_folder):
