@@ -108,6 +108,18 @@ def test_relevance_and_rest_make_the_logits_change(chain, found):
         assert float(missed.detach().median()) <= TOLERANCE
 
 
+def test_edges_of_other_families_are_kept_apart(chain, artifacts_folder):
+    _, pfvs, concepts = chain
+    d = decompose(pfvs.network, pfvs.pictures[[0]], concepts)
+    source, later = d.blocks
+    first, other, both = (
+        atlas_data._fed(d, {later: targets}, TOLERANCE, 16)[source]
+        for targets in ([0], [1], [0, 1])
+    )
+    torch.testing.assert_close(torch.cat([first, other]), both, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(first, other)
+
+
 def found_positions(pfvs, block):
     rows, columns = pfvs.network.map_size(block)
     return rows * columns
