@@ -26,6 +26,8 @@ def test_fidelity_of_a_linear_network_is_one(parts):
     d, gamma, noise = parts
     both = class_fidelity(d, "a", [0, 0], torch.cat([gamma, -gamma], 1), subsets=50)
     assert class_fidelity(d, "a", [0, 0], gamma, subsets=2).shape == (2, 1), "two are enough"
+    of_one = class_fidelity(d, "a", [0, 0], gamma, fraction=1 / gamma.shape[2])
+    torch.testing.assert_close(of_one, torch.ones_like(of_one), msg="sets of one concept")
     expected = torch.tensor([[1.0, -1.0]] * 2).double()
     torch.testing.assert_close(both, expected, rtol=0, atol=1e-9)
     of_noise = class_fidelity(d, "a", [0, 0], noise)
